@@ -1,1 +1,1 @@
-"""Backups, and the change engine: whatever replaces what a database holds."""
+"""Take, list and remove backups; plan and make each change of a database."""

@@ -1,8 +1,8 @@
 """Replace a file that SQLite can't write into: move the old file aside and give its name to the new one.
 
-Several renames are not one transaction: a journal, written before the first of them, says what to do, and the next
-change completes it. The side files are moved first: a log that is left behind would add its rows to the next database
-at that path.
+Several renames are not one transaction: a journal, written before the first rename, names the directory, and the next
+change completes the replacement. The side files are moved first: a log that is left behind would add its rows to the
+next database at that path.
 """
 
 import asyncio
@@ -27,30 +27,30 @@ from abathur_nb.store.connection import SIDE_FILES, lock_owners, open_for_change
 from abathur_nb.store.target import journal_of
 from abathur_nb.text import file_stamp, process_name
 
-FOLDERS = "abathur_aside_"  # the beginning of the names of directories into which files are moved
+FOLDERS = "abathur_aside_"  # prefix of the directories into which files are moved
 
 
 def new_folder(path: Path) -> Path:
-    """Make a private directory beside the database for what is moved aside, and return it."""
+    """Make a private directory beside the database for files that are moved aside; return its path."""
     folder = path.with_name(f"{FOLDERS}{file_stamp(datetime.now(UTC))}")
     with private_directory(folder, owned_as=path.parent):
         return folder
 
 
 def _folder_of_ours(data: object) -> bool:
-    """Return whether JSON is a name that ``new_folder`` gives; other folders must not be moved or removed."""
+    """Return whether ``data`` is a name that ``new_folder`` gives; no other directory may be moved or removed."""
     return isinstance(data, str) and re.fullmatch(rf"{FOLDERS}\d{{8}}_\d{{6}}_\d{{3}}", data, re.ASCII) is not None
 
 
 def draft_in(folder: Path, path: Path) -> Path:
-    """Return the path of the new database until it gets its name; no file that is moved has this name."""
+    """Return the path in ``folder`` of the new database before it gets its name; no moved file has this path."""
     return folder / f"new.{path.name}"
 
 
 async def replace_file(path: Path, write: Callable[[Path], Awaitable[None]], done: list[Check]) -> None:
-    """Move the database and its side files into a new directory, and give its name to what ``write`` makes.
+    """Move the database and its side files into a new directory, and give its name to the file that ``write`` makes.
 
-    If it is killed at any moment, `complete` continues it. Raises as `require_movable` does.
+    If the process is killed at any moment, `complete` continues. Raises as `require_movable` does.
     """
     folder = new_folder(path)
     draft = draft_in(folder, path)
@@ -63,12 +63,12 @@ async def replace_file(path: Path, write: Callable[[Path], Awaitable[None]], don
         moved = ", ".join(entry.name for entry in complete(path))
     except BaseException:
         if os.path.lexists(journal_of(path)):
-            observed = f"the replacement of {path} was begun with {folder}, and is not complete"
-            done.append(Check("begun", "warn", "a replacement that is complete", observed, "run this again"))
+            observed = f"the replacement of {path} in {folder} is unfinished"
+            done.append(Check("begun", "warn", "a complete replacement", observed, "run this again"))
         elif not any(os.path.lexists(folder / f"{path.name}{suffix}") for suffix in ("", *SIDE_FILES)):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    done.append(Check("moved_aside", "pass", "the file that was there, as it was", f"{folder}: {moved}"))
+    done.append(Check("moved_aside", "pass", "the previous files, unchanged", f"{folder}: {moved}"))
 
 
 def begun(path: Path) -> tuple[Path, Path] | None:
@@ -85,15 +85,15 @@ def begun(path: Path) -> tuple[Path, Path] | None:
         return None
     except (OSError, ValueError) as error:
         away = f"mv -n {quote(str(journal))} {quote(f'{journal}.old')}"
-        remedy = f"see which file has your rows, {path} or one in {FOLDERS}… beside it; put it at {path}; then {away}"
+        remedy = f"pick the file with your rows, {path} or one in {FOLDERS}… beside it; move it to {path}; then {away}"
         raise RefusedError(f"{journal} can't be completed: {error}", remedy) from None
     draft = draft_in(folder, path)
-    # Without a draft the new database has its name already, and only the journal must be removed.
+    # Without a draft, the new database already has its name, and only the journal must be removed.
     if not draft.exists() or (os.path.lexists(path) and os.path.samestat(os.lstat(path), os.lstat(draft))):
         return folder, path
     if os.path.lexists(path) and os.path.lexists(folder / path.name):
-        remedy = f"see what it is, move it away, then run this again: {quote(str(path))}"
-        raise RefusedError(f"another file took the name {path} meanwhile", remedy)
+        remedy = f"check this file, move it away, then run this again: {quote(str(path))}"
+        raise RefusedError(f"another file has taken the name {path}", remedy)
     return folder, draft
 
 
@@ -105,7 +105,7 @@ def complete(path: Path) -> list[Path]:
     if new == draft:
         require_movable(path)
         move_aside(path, (*SIDE_FILES, ""), folder)
-        os.link(draft, path)  # if another file takes the name just now, `begun` names it in the next run
+        os.link(draft, path)  # if another file has just taken the name, the next run reports it (`begun`)
     fsync(path.parent)
     moved = sorted(entry for entry in folder.iterdir() if entry != draft)
     draft.unlink(missing_ok=True)
@@ -115,17 +115,17 @@ def complete(path: Path) -> list[Path]:
 
 
 def move_aside(path: Path, suffixes: Iterable[str], folder: Path | None = None) -> Path:
-    """Move the database's files with these suffixes into a directory beside it; return that. Raises OSError."""
+    """Move the database's files with these suffixes into a directory beside it; return its path. Raises OSError."""
     folder = folder or new_folder(path)
     try:
         for name in (f"{path.name}{suffix}" for suffix in suffixes):
             aside = folder / name
-            while os.path.lexists(aside):  # a process that was killed had moved them there
+            while os.path.lexists(aside):  # moved there by a process that was killed
                 aside = aside.with_name(f"{aside.name}+")
             with suppress(FileNotFoundError):
                 os.rename(path.with_name(name), aside)  # noqa: PTH104
     except OSError:
-        with suppress(OSError):  # unless something was moved
+        with suppress(OSError):  # it is not empty if a file was moved
             folder.rmdir()
         raise
     fsync(folder)
@@ -136,8 +136,8 @@ def move_aside(path: Path, suffixes: Iterable[str], folder: Path | None = None) 
 async def set_log_aside(settings: Settings, *, write: bool) -> Check:
     """Copy a database and its damaged log into a new directory beside it, then move the log there.
 
-    With ``write``, SQLite writes the readable part of the log into the database in between. Raises
-    OSError, and as `require_movable`: a process that has it open may still read more of the log.
+    With ``write``, SQLite first writes the readable part of the log into the database. Raises OSError, and
+    as `require_movable` does: a process that has the log open may still read more of it.
     """
     path = settings.db_path
     require_movable(path)
@@ -153,24 +153,24 @@ async def set_log_aside(settings: Settings, *, write: bool) -> Check:
         shutil.rmtree(folder)
         raise
     if write:
-        # The checkpoint leaves the log as it is, and so does the last connection that closes.
+        # Neither this checkpoint nor the last connection that closes changes the log.
         async with open_for_change(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
     require_movable(path)
-    copied_log.unlink()  # the log itself takes its place
+    copied_log.unlink()  # the log itself replaces this copy
     move_aside(path, SIDE_FILES, folder)
-    expected, observed = "a log that is read to its end", f"{folder} has the database and its log as they were"
-    remedy = f"they may hold transactions that {path} lacks now: keep {folder} until you know that nobody misses one"
+    expected, observed = "a log that SQLite reads to its end", f"{folder} has the database and its log, unchanged"
+    remedy = f"they may hold transactions that {path} now lacks: keep {folder} until you know that none is needed"
     return Check("log_aside", "warn", expected, observed, remedy)
 
 
 def users_of(path: Path, *, own: bool = False) -> list[str]:
-    """Return the processes, with ``own`` this one too, that have a file of it open or locked. Read-only."""
+    """Return the processes that have a file of the database open or locked, this one only with ``own``. Read-only."""
     files, pids = [], set[int]()
     for suffix in ("", *SIDE_FILES):
         with suppress(OSError):
             files.append(os.stat(f"{path}{suffix}"))
-    for descriptor in iglob("/proc/[0-9]*/fd/*"):  # noqa: PTH207 - Path.glob raises where a process ends meanwhile
+    for descriptor in iglob("/proc/[0-9]*/fd/*"):  # noqa: PTH207 - Path.glob raises if a process ends meanwhile
         with suppress(OSError):
             found = os.stat(descriptor)
             if any(os.path.samestat(found, file) for file in files):
@@ -180,7 +180,7 @@ def users_of(path: Path, *, own: bool = False) -> list[str]:
 
 
 def require_movable(path: Path) -> None:
-    """Raise RefusedError if a file of it is a mount point, BusyError if a process would go on writing to it."""
+    """Raise RefusedError if a file of the database is a mount point, BusyError if a process has one open."""
     for mounted in mounted_files(path):
         raise RefusedError(mounted.observed, mounted.remedy)
     if users := users_of(path, own=True):

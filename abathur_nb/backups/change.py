@@ -24,24 +24,24 @@ _DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Hold what a change finds before it is made, its plan, and how it is made.
+    """Hold the findings before a change, its plan, and the function that carries it out.
 
-    Without ``steps`` and ``begun`` there is nothing to do. ``do`` carries the steps out: it adds a check of each to the
-    list that it gets, as soon as the step is done.
+    Without ``steps`` and ``begun`` there is nothing to do. ``do`` carries out the steps, and appends a check of each
+    completed step to its argument.
     """
 
-    checks: tuple[Check, ...]  # what is found
+    checks: tuple[Check, ...]  # the findings
     action: str = ""
     steps: tuple[str, ...] = ()  # in words or SQL; the engine adds the backup and the validation
     facts: Mapping[str, str] = field(default_factory=dict)  # what the plan depends on
     do: "Callable[[list[Check]], Awaitable[None]] | None" = None
     forbidden: bool = False
     begun: str = ""  # the first step, which completes an unfinished replacement
-    backup: str = ""  # the reason of the backup before the change, if one is taken
-    validates: bool = True  # False where no database is left to validate
+    backup: str = ""  # the reason of the backup before the change; empty for no backup
+    validates: bool = True  # False if no database is left to validate
     switch: str = "apply"  # the parameter that asks for the change
-    pending: Status = "pass"  # of a plan that is only shown
-    past: Callable[[Iterable[Check]], Iterable[Check]] = tuple  # rewords what was found, once it is changed
+    pending: Status = "pass"  # the status of a plan that is only shown
+    past: Callable[[Iterable[Check]], Iterable[Check]] = tuple  # rewords the findings after the change
     judged: Callable[[Iterable[Check]], Iterable[Check]] = tuple  # rewords the checks of validate
 
     def approval(self, settings: Settings, *, apply: bool, confirm: str | None) -> Check:
@@ -59,11 +59,11 @@ class Change:
         parameters = f"-p {self.switch} True" + (f" -p confirm {digits}" if needed else "")
         observed = "\n".join((f"hash {digits}", *(f"{n}. {step}" for n, step in enumerate(steps, 1))))
         if not apply:
-            observed += f"\nonly shown, nothing is changed; to carry it out, add to the same parameters: {parameters}"
+            observed += f"\nonly shown, nothing changed; to carry it out, repeat your parameters and add: {parameters}"
         elif confirm is not None and not approved:
-            observed += f"\nconfirm is {shown(confirm)}: another plan was approved, or things have changed since"
+            observed += f"\nconfirm is {shown(confirm)}: this is the hash of another plan, or of older data"
         status = "fail" if not approved else "pass" if apply else self.pending
-        expected = f"in {settings.env} confirm is the hash of this very plan" if needed else "it is shown first"
+        expected = f"in {settings.env}, confirm is the hash of this plan" if needed else "the plan is shown first"
         remedy = "" if status == "pass" else f"read the steps; to carry them out: {parameters}"
         return Check("plan", status, expected, observed, remedy, data={"hash": digits, "steps": steps})
 
@@ -73,7 +73,7 @@ async def make_change(
 ) -> Report:
     """Report the findings and the plan of a change; with ``apply``, make the change if the plan is approved.
 
-    A refused change has changed nothing. One that fails halfway is reported after the steps that were done.
+    A refused change changes nothing. If a change fails halfway, the report shows the completed steps, then the error.
     """
     checks, past, done = tuple[Check, ...](), tuple[Check, ...](), list[Check]()
     subject, action = str(settings.db_path), title
@@ -98,27 +98,27 @@ async def make_change(
 
 
 async def carry_out(settings: Settings, change: Change, done: list[Check]) -> None:
-    """Make a change, and add to ``done`` a check of each step once it is done, then those of validate.
+    """Make a change; append to ``done`` a check of each completed step, then the checks of validate.
 
-    Raises the errors of the change; if ``done`` is empty then, nothing has changed.
+    Raises the errors of the change; if ``done`` is still empty, nothing has changed.
     """
     if change.do is None:
         return
     if change.begun:
         moved = ", ".join(map(str, complete(settings.db_path))) or "nothing"
-        observed = f"a replacement that was begun is completed; moved aside: {moved}"
-        done.append(Check("begun_before", "warn", "no replacement was left half done", observed, "none is needed"))
+        observed = f"completed an unfinished replacement; moved aside: {moved}"
+        done.append(Check("begun_before", "warn", "no unfinished replacement", observed, "no action is needed"))
     with private_directory(settings.backup_dir, owned_as=settings.db_path.parent) if change.backup else nullcontext():
         backup, _ = await back_up(settings, reason=change.backup) if change.backup else (None, [])
         if backup:
             path = str(backup.path)
-            done.append(Check("kept", "pass", "a proven backup of it", path, name="backup before", data={"path": path}))
+            done.append(Check("kept", "pass", "a proven backup", path, name="backup before", data={"path": path}))
         try:
             await change.do(done)
         except (sqlite3.Error, OSError, AbathurError) as error:
-            # After an error of the disk it is unknown what was committed.
+            # After an I/O error it is unknown whether the change was committed.
             unknown = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
-            if backup and len(done) == 1 and not unknown:  # refused: nothing may have changed
+            if backup and len(done) == 1 and not unknown:  # refused before its first step
                 done.clear()
                 backup.remove()
             raise
@@ -129,7 +129,7 @@ async def carry_out(settings: Settings, change: Change, done: list[Check]) -> No
 
 
 def file_named(value: object) -> str:
-    """Return the path that an argument gives, empty where it is not text or does not name a file, as `/` does."""
+    """Return the path that an argument gives; empty if it is not a path, or names no file, as `/`."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
     return text if isinstance(text, str) and Path(os.path.expanduser(text)).name else ""
 
@@ -137,7 +137,7 @@ def file_named(value: object) -> str:
 def check_arguments(
     *faults: str, confirm: object = None, file: tuple[str, object, str] | None = None, **switches: object
 ) -> None:
-    """Raise ConfigurationError for ``faults``, switches, ``confirm``, and a file, given by its name, value and kind."""
+    """Raise ConfigurationError with ``faults`` and those of the arguments; ``file`` is a name, a value and a kind."""
     found = [*faults, *(Parameter(name, bool, False).fault(value) for name, value in switches.items())]
     found.append(Parameter("confirm", str, None).fault(confirm))
     if file and file[1] is not None:

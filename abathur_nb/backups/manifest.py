@@ -1,4 +1,4 @@
-"""List backups by their manifests, choose the one to restore, and remove those that no rule keeps."""
+"""List backups by their manifests, choose the one to restore, and remove expired ones."""
 
 import os
 import re
@@ -22,8 +22,8 @@ from abathur_nb.text import MB, SEE_CLOCK, age, file_stamp, is_ahead, moment_of,
 if TYPE_CHECKING:
     import pandas as pd
 
-MANIFEST = ".manifest.json"  # behind the name of the backup
-# The backups whose state is rarely wanted back, by their reason: how each was made.
+MANIFEST = ".manifest.json"  # suffix after the name of the backup
+# Backups that are restored only by name: how each was made, by its reason.
 BEFORE_A_CHANGE = {"rescued": "rescued", "salvaged": "salvaged"}
 BEFORE_A_CHANGE |= {
     f"pre_{change}": "taken before a change" for change in ("put_back", "repair", "restore", "rollback")
@@ -39,16 +39,16 @@ _SHAPE = {
     "content": {"digest": printable_text, "schema": printable_text, "rows": {str: whole_number}},
     "proof": {"restored_s": number, "validated_s": number, "findings": [printable_text]},
 }
-# Checks of validate whose failure keeps the store from opening what is restored, or rows from being read. The others
-# are about files, or about rows that are whole: a copy of them is as good as the database was.
+# If one of these checks of validate failed, the store cannot open the restored database, or cannot read all its rows.
+# The other checks are about files, or about rows that can be read.
 _UNFIT = ("application_id", "database_file", "encoding", "header", "indexes", "integrity", "tables", "user_version")
-# The form of a moment that two backups of one period share.
+# Two backups are of one period if strftime gives the same text.
 _PERIODS = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"}
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Hold what a snapshot contains: the SHA-256 of all rows, that of the schema, the rows of each table."""
+    """Hold what a snapshot contains: the SHA-256 of all rows, that of the schema, the number of rows of each table."""
 
     digest: str
     schema: str
@@ -56,18 +56,18 @@ class Content:
 
     @property
     def tables(self) -> dict[str, int]:
-        """Return the rows of each table but SQLite's own."""
+        """Return the number of rows of each table, except SQLite's own."""
         return {name: count for name, count in self.rows.items() if not name.startswith("sqlite_")}
 
     @property
     def total(self) -> int:
-        """Return the number of rows of all tables but SQLite's own."""
+        """Return the number of rows of all tables, except SQLite's own."""
         return sum(self.tables.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """Hold a backup's file and what its manifest says, as it was written; ``is_lost`` where the file is missing."""
+    """Hold the path of a backup and the content of its manifest; ``is_lost`` if the backup's file is missing."""
 
     path: Path
     facts: Mapping[str, Any]
@@ -75,54 +75,54 @@ class Backup:
 
     @property
     def taken_at(self) -> datetime:
-        """Return the time of its snapshot, UTC."""
+        """Return the time of the snapshot, in UTC."""
         return moment_of(self.facts["taken_at"])
 
     @property
     def order(self) -> tuple[int, datetime]:
-        """Return the key that sorts backups: the sequence, which no clock changes, then the time."""
+        """Return the key that sorts backups: the sequence number, which needs no clock, then the time."""
         return self.facts["sequence"], self.taken_at
 
     @property
     def content(self) -> Content:
-        """Return the content of its snapshot."""
+        """Return the content of the snapshot."""
         return Content(**{f.name: self.facts["content"][f.name] for f in fields(Content)})
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """Return the ids of the checks that its database failed then; older manifests hold their titles."""
+        """Return the ids of the checks that the database failed; older manifests hold the titles of checks."""
         return tuple(map(id_of, self.facts["proof"]["findings"]))
 
     @property
     def renamed(self) -> str:
-        """Return the name that its manifest gives it if that differs from the file's, else an empty text."""
+        """Return a note with the file name in the manifest if the file has another one, else an empty text."""
         return "" if self.facts["file"] == self.path.name else f"its manifest names {shown(self.facts['file'])}"
 
     @property
     def unfit(self) -> str:
-        """Return why it is restored only if it is named, or an empty text."""
+        """Return why restore does not choose this backup by itself, or an empty text."""
         if self.is_lost:
-            return "the file of its manifest is missing"
+            return "its file is missing"
         if self.facts["application_id"] != APPLICATION_ID:
-            return "it is of another application's database"
+            return "it is a backup of another application's database"
         if self.facts["user_version"] > SCHEMA_VERSION:
-            return f"its schema version is {self.facts['user_version']}, known is {SCHEMA_VERSION}"
+            return f"its schema version is {self.facts['user_version']}, the newest known is {SCHEMA_VERSION}"
         failed = [check for check in self.findings if check in _UNFIT]
         return f"its database failed {', '.join(failed)}" if failed else ""
 
     @property
     def before_a_change(self) -> str:
-        """Return how one that is restored only by its name was made, such as to undo a change; else an empty text."""
+        """Return how a backup that is restored only by name was made, such as before a change; else an empty text."""
         return BEFORE_A_CHANGE.get(self.facts["reason"], "")
 
     @property
     def manifest(self) -> Path:
-        """Return the path of its manifest."""
+        """Return the path of the manifest."""
         return manifest_of(self.path)
 
     def remove(self) -> None:
         """Remove the backup and its manifest. Raises OSError."""
-        # The manifest is removed last: alone it is recognized as the rest of a backup.
+        # The manifest is removed last: a manifest without its backup is recognized as a leftover.
         self.path.unlink(missing_ok=True)
         self.manifest.unlink(missing_ok=True)
 
@@ -133,9 +133,9 @@ def manifest_of(path: Path) -> Path:
 
 
 def read_backup(path: Path) -> Backup:
-    """Return a backup by its manifest, without reading the backup's bytes. Read-only. Raises RefusedError."""
+    """Return a backup as its manifest describes it; the backup itself is not read. Raises RefusedError."""
     if not os.path.lexists(path):
-        raise RefusedError(f"there is no backup {path}", f"see what there is: ls {quote(str(path.parent))}")
+        raise RefusedError(f"there is no backup {path}", f"list the backups: ls {quote(str(path.parent))}")
     return _read_manifest(path, manifest_of(path))
 
 
@@ -146,18 +146,18 @@ def _read_manifest(path: Path, manifest: Path) -> Backup:
         if faults := misfits(facts, _SHAPE):
             raise ValueError("; ".join(faults))
     except FileNotFoundError:
-        raise RefusedError(f"{path} has no manifest {manifest.name}, so nobody knows what it holds", remedy) from None
+        raise RefusedError(f"{path} has no manifest {manifest.name}, so its content is unknown", remedy) from None
     except (OSError, ValueError) as error:
         raise RefusedError(f"{manifest} is damaged: {printable(str(error))}", remedy) from None
     if facts["format"] != FORMAT:
-        raise RefusedError(f"{manifest} is of format {facts['format']}, known is {FORMAT}", "update abathur_nb")
+        raise RefusedError(f"{manifest} has format {facts['format']}, known is {FORMAT}", "update abathur_nb")
     return Backup(path, facts)
 
 
 def list_backups(folder: Path) -> tuple[list[Backup], dict[str, str]]:
     """Return the backups in ``folder`` by their manifests, oldest first, and the faults of other files. Read-only."""
     names = _names(folder)
-    if _lone(names):  # one that is just being published has no backup yet
+    if _lone(names):  # while a backup is published, only its manifest exists
         with suppress(OSError, BusyError), locked(folder, shared=True):
             names = _names(folder)
     return _listed(folder, names)
@@ -165,7 +165,7 @@ def list_backups(folder: Path) -> tuple[list[Backup], dict[str, str]]:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is wanted
+        return sorted(os.listdir(folder))  # noqa: PTH208 - only the names are needed
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -177,8 +177,8 @@ def _lone(names: Sequence[str]) -> list[str]:
 
 
 def _listed(folder: Path, names: Sequence[str]) -> tuple[list[Backup], dict[str, str]]:
-    lone = {name.removesuffix(MANIFEST): f"{name} has lost its backup" for name in _lone(names)}
-    # A renamed backup counts by its manifest, also where both have one more suffix, such as .bak.
+    lone = {name.removesuffix(MANIFEST): f"the backup of {name} is missing" for name in _lone(names)}
+    # A renamed backup is found by its manifest, even if both have one more suffix, such as .bak.
     manifests = {name.replace(MANIFEST, "", 1): name for name in names if MANIFEST in name}
     found, faults = [], dict(lone)
     for name in {*filter(NAME.fullmatch, names), *manifests} - lone.keys():
@@ -186,10 +186,10 @@ def _listed(folder: Path, names: Sequence[str]) -> tuple[list[Backup], dict[str,
         try:
             found.append(replace(_read_manifest(folder / name, manifest), is_lost=name not in names))
         except RefusedError as error:
-            with suppress(OSError):  # of a file that is not named as ours, the manifest may be of a renamed backup
+            with suppress(OSError):  # another manifest may be that of a renamed backup
                 is_ours = NAME.fullmatch(name) or name in names or b"sha256_of_file" in read_regular(manifest)
                 faults |= {name: error.observed} if is_ours else {}
-    # Among copies the one with its original name comes last.
+    # Among copies of a backup, the one with the original name comes last.
     return sorted(found, key=lambda one: (*one.order, not one.renamed, one.path.name)), faults
 
 
@@ -200,66 +200,66 @@ def next_sequence(folder: Path) -> int:
 
 
 def of_database(backups: Iterable[Backup], env: str, database: Path) -> list[Backup]:
-    """Return the ``backups`` of this database, also those made under another path of it."""
+    """Return those of ``backups`` that are of this database, under any of its paths."""
     real = os.path.realpath(database)
     return [b for b in backups if b.facts["env"] == env and os.path.realpath(b.facts["database"]) == real]
 
 
 def _may_be_of(backup: Backup, database: Path) -> bool:
-    """Return whether a backup is of this file, or of a missing one that may have been moved here."""
+    """Return whether a backup is of ``database``, or of a missing file that may have been moved there."""
     try:
         os.stat(backup.facts["database"])
-    except OSError as error:  # any other is unknown: this user cannot look into that directory
+    except OSError as error:  # after another error the file may exist: this user cannot read its directory
         return isinstance(error, FileNotFoundError | NotADirectoryError)
     return bool(of_database([backup], backup.facts["env"], database))
 
 
 def newest_fit(backups: Sequence[Backup]) -> Backup | None:
-    """Return the last of ``backups`` that can be restored without being named."""
+    """Return the last of ``backups`` that restore may choose by itself."""
     return next((b for b in reversed(backups) if not (b.before_a_change or b.unfit)), None)
 
 
 def find_backup(
     folder: Path, name: str | os.PathLike[str] | None, env: str, database: Path
 ) -> tuple[Backup, list[str]]:
-    """Return the backup that ``name`` names, else the newest, and notes on newer ones. Read-only.
+    """Return the backup with this ``name``, by default the newest, and notes on newer ones. Read-only.
 
-    ``name`` is a path, or a file's name in ``folder``. A backup from before a change is taken only by its name. Raises
-    RefusedError without a backup, and if a newer one cannot be restored: then an older one must be named.
+    ``name`` is a path, or a file's name in ``folder``. A backup from before a change is chosen only by name. Raises
+    RefusedError if there is no backup, or if a newer one cannot be restored: then an older one must be named.
     """
     if name is not None:
         return read_backup(folder / os.path.expanduser(name)), []
     found, faults = list_backups(folder)
     of_env = [b for b in found if b.facts["env"] == env]
     own = of_database(found, env, database)
-    # A database that was moved has only backups from before a change, until its next backup.
+    # After a move, a database has only backups from before a change, until its next regular backup.
     backups = own if any(not b.before_a_change for b in own) else of_env
     chosen = newest_fit(backups)
     newer = [b for b in found if chosen is None or b.order > chosen.order]
     kept = [b for b in newer if b in backups and b.before_a_change and not b.unfit]
     usual = [b for b in newer if not b.before_a_change]
     worse = [f"{b.path.name}: {b.unfit}" for b in usual if b in backups]
-    if chosen and backups is own:  # the file may have been moved, or used as another environment's, meanwhile
+    if chosen and backups is own:  # the file may have been moved, or used by another environment
         others = [b for b in usual if b not in own and _may_be_of(b, database)]
-        worse += [f"{b.path.name}, which is of {b.facts['env']}, {b.facts['database']}" for b in others]
+        worse += [f"{b.path.name}, a backup of {b.facts['env']}, {b.facts['database']}" for b in others]
         kept += [b for b in others if not b.unfit]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
     by_name = "".join(f"-p backup {quote(b.path.name)}" for b in kept[-1:])
     by_name += "".join(f" -p from_env {quote(b.facts['env'])}" for b in kept[-1:] if b.facts["env"] != env)
     if chosen is None:
         known = "; ".join([*worse, *(f"{b.path.name}: {b.before_a_change}" for b in kept)])
-        observed = f"{folder} holds no backup of {env} that can be restored: {known or 'there is none'}"
+        observed = f"{folder} holds no backup of {env} that can be restored: {known or 'none exists'}"
         raise RefusedError(observed, f"name one: {by_name or '-p backup FILE'}")
     if worse:
-        passed = f"newer than {chosen.path.name}, {age(chosen.taken_at)}, that cannot be restored: {'; '.join(worse)}"
-        remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
-        remedy += f"; newer, and taken by its name only: {by_name}" if by_name else ""
+        passed = f"newer than {chosen.path.name} ({age(chosen.taken_at)}) that cannot be restored: {'; '.join(worse)}"
+        remedy = f"to restore the older one, without all later changes: -p backup {quote(chosen.path.name)}"
+        remedy += f"; a newer one, restored only by name: {by_name}" if by_name else ""
         raise RefusedError(f"{folder} holds backups {passed}", remedy)
-    return chosen, [f"{b.path.name} is newer, {b.before_a_change}: it is taken by name only" for b in kept]
+    return chosen, [f"{b.path.name} is newer ({b.before_a_change}): it is restored only by name" for b in kept]
 
 
 def why_unnamed(settings: Settings) -> str:
-    """Return why restore would refuse to take a backup without its name, or an empty text. Read-only."""
+    """Return why restore would refuse to choose a backup by itself, or an empty text. Read-only."""
     try:
         find_backup(settings.backup_dir, None, settings.env, settings.db_path)
     except (OSError, RefusedError) as error:
@@ -276,11 +276,11 @@ def _may_be_newer(file: str, chosen: Backup | None) -> bool:
 
 
 def older_than(damaged: Backup, folder: Path, env: str, database: Path) -> str:
-    """Return the remedy of a damaged backup: the newest older one. Read-only."""
+    """Return the remedy for a damaged backup: restore the newest one before it. Read-only."""
     of_env = [b for b in list_backups(folder)[0] if b.facts["env"] == env and b.order < damaged.order]
     if older := newest_fit(of_database(of_env, env, database) or of_env):
         words = f"{older.path.name}, {age(older.taken_at)}"
-        return f"to take {words}, and lose what came since: -p backup {quote(older.path.name)}"
+        return f"to restore {words}, without all later changes: -p backup {quote(older.path.name)}"
     return "choose another backup"
 
 
@@ -305,10 +305,10 @@ class Retention:
 
 
 def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
-    """Return the ``backups`` that no rule keeps; both are of one database, oldest first.
+    """Return those of ``backups`` that no rule keeps. All are of one database, oldest first.
 
     The newest backup and the newest that can be restored are always kept. Backups from before a change are counted
-    separately, so that many changes do not remove the others.
+    separately, so that many changes do not expire the others.
     """
     kept = set[Path]()
     for before in (False, True):
@@ -325,11 +325,11 @@ def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
 def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterator[Check]:
     """Remove the backups of this database that ``keep`` does not keep, and yield checks of those that remain.
 
-    ``made``, of this run, stays. So do backups of another environment or database in the same directory, renamed ones,
-    and whatever is not a whole backup; manifests without a backup are removed.
+    ``made``, the backup of this run, is kept. So are backups of another environment or database in the same directory,
+    renamed backups and incomplete ones. Manifests without a backup are removed.
     """
     folder, swept, left = settings.backup_dir, list[str](), list[str]()
-    with suppress(OSError, BusyError), locked(folder):  # no backup is being published
+    with suppress(OSError, BusyError), locked(folder):  # with the lock, no backup is being published
         for name in _lone(_names(folder)):
             with suppress(OSError):
                 (folder / name).unlink()
@@ -345,20 +345,20 @@ def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterat
     if gone:
         fsync(folder)
     rules = ", ".join(f"{getattr(keep, f.name)} {f.name}" for f in fields(keep))
-    observed = f"{len(own) - len(gone)} kept, {len(gone) - len(left)} removed, {len(left)} could not be"
-    remedy, removed = "remove them by hand, or see who owns them", [f"removed {backup.path.name}" for backup in gone]
+    observed = f"{len(own) - len(gone)} kept, {len(gone) - len(left)} removed, {len(left)} could not be removed"
+    remedy, removed = "check who owns them, or remove them by hand", [f"removed {backup.path.name}" for backup in gone]
     yield Check.that("retention", not left, rules, observed, remedy, "warn", [*left, *removed])
     ahead = [f"{b.path.name}: {age(b.taken_at)}" for b in own if b not in gone and is_ahead(b.taken_at)]
     expected = "no backup was taken in the future"
-    yield Check.that("clock", not ahead, expected, "; ".join(ahead) or "none was", SEE_CLOCK, "warn")
-    expected, remedy = "every file in the directory is a whole backup", "see what they are, then remove them by hand"
-    observed = f"{len(faults)} are not" if faults else "every one is"
-    removed = [f"removed {name}, whose backup was gone" for name in swept]
+    yield Check.that("clock", not ahead, expected, "; ".join(ahead) or "none", SEE_CLOCK, "warn")
+    expected, remedy = "every backup in the directory is complete", "check these files, then remove them by hand"
+    observed = f"{len(faults)} incomplete" if faults else "all are complete"
+    removed = [f"removed {name}, whose backup is missing" for name in swept]
     yield Check.that("leftovers", not faults, expected, observed, remedy, "warn", [*faults.values(), *removed])
 
 
 def show_backups(settings: Settings) -> "pd.DataFrame":
-    """Return the backups in ``backup_dir``, newest first, one row a file. Read-only; their bytes are not proven here.
+    """Return the backups in ``backup_dir``, newest first, one row per file. Read-only; proves none again.
 
     Columns: ``file``, ``environment``, ``reason``, ``taken at`` (UTC), ``age`` (hours), ``rows``, ``MB`` on the disk,
     ``restored in`` (seconds that its proof took, validation included), ``its database`` (sound, or its failed checks,
@@ -379,6 +379,6 @@ def show_backups(settings: Settings) -> "pd.DataFrame":
         took = round(b.facts["proof"]["restored_s"] + b.facts["proof"]["validated_s"], 2)
         size = round(b.facts["bytes"] / MB, 1)
         rows.append([*names, timestamp(b.taken_at), hours, b.content.total, size, took, "; ".join(state)])
-    rows += [[file, *[None] * (len(columns) - 2), f"no backup: {fault}"] for file, fault in faults.items()]
-    # The name of the index, shown in the head's corner and not in a row of its own.
+    rows += [[file, *[None] * (len(columns) - 2), f"not a backup: {fault}"] for file, fault in faults.items()]
+    # Show the name of the index in the corner of the head, not in a separate row.
     return pd.DataFrame(rows, columns=columns).set_index("file").rename_axis(index=None, columns="file")

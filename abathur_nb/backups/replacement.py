@@ -1,4 +1,4 @@
-"""Replace the content of a database: look at the present one, plan, rehearse, and change."""
+"""Replace the content of a database: read the existing database, plan, rehearse, and change."""
 
 import asyncio
 import errno
@@ -31,15 +31,15 @@ from abathur_nb.store.schema import SCHEMA_VERSION, not_ours, read_schema
 from abathur_nb.store.target import examine, explain_unopened, identify
 from abathur_nb.text import MB, counted
 
-_NEW = ".abathur-new"  # a name that no file has: what will be made is 0600, in a directory that keeps its mode
+_NEW = ".abathur-new"  # a name without a file: a new file is 0600, so only its directory matters
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Hold what a replacement finds: a readable database, a damaged one, none, or the reason of a refusal.
+    """Hold what is known of the existing database: readable, damaged, absent, or not to be replaced.
 
-    ``path`` is where it is, ``folder`` that of a replacement that was begun: then all this is about what its completion
-    leaves. ``form`` is as in `Source`.
+    ``path`` is its file. ``folder`` is that of an unfinished replacement: then all fields are about the database that
+    its completion leaves. ``form`` is as in `Source`.
     """
 
     state: Literal["readable", "unreadable", "absent", "forbidden"]
@@ -50,13 +50,13 @@ class Standing:
     folder: Path | None = None
 
     def goes_aside(self, new: "Source") -> bool:
-        """Return whether the file is replaced, because SQLite copies only into a readable one of the same form."""
+        """Return whether the file must be replaced: SQLite copies only into a readable database of the same form."""
         return self.state == "unreadable" or (self.state == "readable" and self.form != new.form)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Hold a proven database in a file that nobody changes, and what a plan and a report say of it.
+    """Hold the source of a replacement: a proven database that nobody changes, and facts for its plan and report.
 
     ``form`` is its page size and encoding, ``not_ours`` names the triggers, views and virtual tables in it.
     """
@@ -72,7 +72,7 @@ class Source:
 
 
 async def read_source(path: Path, name: str) -> Source:
-    """Return what ``path`` holds, as the source of a replacement. Read-only."""
+    """Return the database at ``path`` as the source of a replacement. Read-only."""
     async with open_copy(path) as conn:
         ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
         alien = not_ours(await read_schema(conn))
@@ -84,7 +84,7 @@ async def _form_of(conn: aiosqlite.Connection) -> tuple[object, ...]:
 
 
 def place_for_scratch(settings: Settings) -> Path:
-    """Return the directory for temporary copies: the database's, or backup_dir if that one is read-only."""
+    """Return the directory for temporary copies: the database's, or backup_dir if the first is read-only."""
     places = [nearest_existing(folder) for folder in (settings.db_path.parent, settings.backup_dir)]
     return next((place for place in places if os.access(place, os.W_OK | os.X_OK)), places[0])
 
@@ -93,14 +93,14 @@ def place_for_scratch(settings: Settings) -> Path:
 async def find_replacement(
     settings: Settings, action: str, source: AbstractAsyncContextManager[Source], *, apply: bool, drill: bool = False
 ) -> AsyncIterator[Change]:
-    """Yield the change that replaces the database's content by ``source``; for a drill, only its outcome."""
+    """Yield the change that replaces the database's content by ``source``; with ``drill``, only rehearse it."""
     async with source as new:
         standing = await _look(settings)
         found = await _obstacles(settings, standing, new, now=apply or drill)
         forbidden = any(check.failed for check in found) or standing.state == "forbidden"
         checks = (*new.checks, standing.check, *found)
         if drill:
-            # A drill also runs beside a database that is mounted read-only, and reports that a restore cannot.
+            # A drill also runs if the database is mounted read-only, and reports that a restore would fail.
             elsewhere = place_for_scratch(settings) != nearest_existing(settings.db_path.parent)
             yield Change((*checks, *([] if forbidden and not elsewhere else await _rehearse(settings, standing, new))))
             return
@@ -121,7 +121,7 @@ async def _look(settings: Settings) -> Standing:
     folder, path = found
     # Nobody writes to a draft, and no side file may appear beside it.
     standing = await _look_at(settings) if path == live else await _read(path, open_copy(path))
-    noted = f"a replacement of {live} was begun, with {folder}; completed, it leaves: {standing.check.observed}"
+    noted = f"the replacement of {live} in {folder} is unfinished; completed, it leaves: {standing.check.observed}"
     check = replace(standing.check, status="fail" if standing.state == "forbidden" else "warn", observed=noted)
     return replace(standing, check=check, folder=folder)
 
@@ -161,7 +161,7 @@ def _check(observed: str, remedy: str = "") -> Check:
 
 
 def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
-    """Return the change that replaces what was found by the content of ``new``."""
+    """Return the change that replaces the existing database by the content of ``new``."""
 
     async def write(draft: Path) -> None:
         async with open_copy(new.path) as conn:
@@ -170,7 +170,7 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
     async def do(done: list[Check]) -> None:
         path = settings.db_path
         if standing.state == "readable" and not standing.goes_aside(new):
-            written = Check("written", "pass", "one transaction", f"{new.name} is in {path}")
+            written = Check("written", "pass", "one transaction", f"wrote {new.name} into {path}")
             found, since = await copy_in(new.path, settings, written=lambda: done.append(written))
             done.append(_content(new.content, found, since))
             return
@@ -180,30 +180,30 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
             with private_directory(path.parent), scratch_directory(path.parent, "restore") as scratch:
                 await write(scratch / "draft.db")
                 publish(scratch / "draft.db", path)
-                done.append(Check("made", "pass", "no database before", str(path)))
+                done.append(Check("made", "pass", "no existing database", str(path)))
         async with connect(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("BEGIN")
             done.append(_content(new.content, await read_content(conn)))
 
     def judged(checks: Iterable[Check]) -> Iterable[Check]:
-        """Return the checks with warnings in place of the failures that the source is known to have."""
+        """Return the checks; a failure that the source is known to have becomes a warning."""
         return [replace(c, status="warn") if c.failed and c.id == OTHERS and new.not_ours else c for c in checks]
 
     path, folder = settings.db_path, standing.folder
     steps: tuple[str, ...] = (f"write {new.name} into {path}, in one transaction",)
     if standing.state == "absent":
-        steps = (f"make {path} of {new.name}, under another name first",)
+        steps = (f"write {new.name} to a new file, then give it the name {path}",)
     elif standing.goes_aside(new):
         aside = f"move {path}, with its side files, into a new directory abathur_aside_… beside it"
-        steps = (aside, f"give the name {path.name} to a copy of {new.name}")
-    begun = f"complete the replacement of {path} that was begun with {folder}" if folder else ""
+        steps = (aside, f"write {new.name} to a new file, and give it the name {path.name}")
+    begun = f"complete the unfinished replacement of {path} in {folder}" if folder else ""
     return Change((), steps=steps, do=do, begun=begun, judged=judged)
 
 
 async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:
-    """Return what forbids the replacement; with ``now``, a process with the file open does, and the lock is tried."""
+    """Return checks that forbid the replacement; ``now`` requires that no process has the file open or locked."""
     path = settings.db_path
-    found = [check for check in (strays_check(path),) if check.failed]  # their rows must be saved first
+    found = [check for check in (strays_check(path),) if check.failed]  # the rows in lost files must be saved first
 
     def forbid(check_id: str, expected: str, error: AbathurError, status: Status = "fail") -> None:
         found.append(Check(check_id, status, expected, error.observed, error.remedy))
@@ -214,8 +214,8 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
         found += [replace(check, status="fail") for check in mounted_files(path)]
         if users := users_of(path, own=True):
             error = RefusedError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
-            forbid("users", "no process has it open while its file is replaced", error, "fail" if now else "warn")
-    elif in_place and not os.access(path, os.W_OK):  # SQLite reports it only at the first change
+            forbid("users", "no process has the replaced file open", error, "fail" if now else "warn")
+    elif in_place and not os.access(path, os.W_OK):  # SQLite reports this only at the first write
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         forbid("writable", "a file that may be written to", os_cause(denied, path))
     elif in_place and now:
@@ -225,7 +225,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
                 await writer.rollback()
         except (sqlite3.Error, OSError, AbathurError) as error:
             forbid("writable", "the database can be locked and written to", explain_error(path, error))
-    needed = {nearest_existing(path.parent): (1 + in_place) * new.path.stat().st_size}  # in place: the log and the file
+    needed = {nearest_existing(path.parent): (1 + in_place) * new.path.stat().st_size}  # in place, the log grows too
     if standing.state == "readable":
         place = nearest_existing(settings.backup_dir)
         needed[place] = needed.get(place, 0) + COPIES * standing.path.stat().st_size
@@ -241,7 +241,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
 
 
 async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list[Check]:
-    """Rehearse the replacement on a copy in scratch; return the outcome."""
+    """Rehearse the replacement on a copy in a scratch directory; return its checks."""
     path = settings.db_path
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         copy = replace(settings, db_path=scratch / path.name, backup_dir=scratch / "backups")
@@ -250,19 +250,19 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
             async with live as conn:
                 await copy_out(conn, copy.db_path, owned_as=scratch)
         elif standing.state == "unreadable":
-            copy.db_path.touch()  # like a damaged one, it cannot be written into
+            copy.db_path.touch()  # stands for the damaged file, which is replaced
         started, done = perf_counter(), list[Check]()
         change = _replacement(copy, replace(standing, folder=None), new)
         await carry_out(copy, replace(change, backup="drill" if standing.state == "readable" else ""), done)
         took = perf_counter() - started
-    # The modes of the copy are not those of the database, which keeps its own unless its file is replaced.
+    # Check the modes of the database, not of the copy; the database keeps them unless its file is replaced.
     keeps = standing.state == "readable" and not standing.folder and not standing.goes_aside(new)
     modes = [await file_modes(path if keeps else path.with_name(_NEW))] if os.path.lexists(path.parent) else []
     failed = ", ".join(check.name for check in done if check.failed and check.id != FILE_MODES)
-    expected = "what is restored has the backup's content and passes validate"
+    expected = "the restored database has the backup's content and passes validate"
     observed = f"{counted(new.content.total, 'row')} restored, digest {new.content.digest[:12]}…"
     observed += f"; failed: {failed}" if failed else ""
-    remedy = "drill with another backup, and run validate on the database that this one was taken of"
+    remedy = "run a drill with another backup, and validate the database of this backup"
     return [
         Check.that("drill", not failed, expected, observed, remedy),
         Check("rto", "pass", observed=f"{took:.2f} s to restore and validate", name="RTO"),
@@ -271,8 +271,8 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
 
 
 def _content(wanted: Content, found: Content, written_since: bool = False) -> Check:
-    since = f"; {difference(wanted, found)}: somebody has written since" if written_since and found != wanted else ""
+    since = f"; {difference(wanted, found)}: another process has written" if written_since and found != wanted else ""
     expected, observed = (f"{counted(one.total, 'row')}, digest {one.digest[:12]}…" for one in (wanted, found))
-    remedy = "stop who writes, see which rows are new, and restore again"
+    remedy = "stop the writer, check which rows are new, and restore again"
     otherwise: Status = "warn" if written_since else "fail"
     return Check.that("content", found == wanted, expected, observed + since, remedy, otherwise)

@@ -42,14 +42,14 @@ _RETRY_S = 0.05  # between two tries to write to a locked database
 
 
 async def read_content(conn: Connection, *, progress: Callable[[int], object] = bool) -> Content:
-    """Read every row of every table, SQLite's own sequences too, in the transaction that ``conn`` is in. Read-only.
+    """Return the digest and the row counts of all tables, in the open transaction of ``conn``. Read-only.
 
-    Statistics (``sqlite_stat…``), virtual tables and the columns that SQLite computes are left out. Rows are taken in
-    the order of the table, each as its values in the second format of ``marshal``, which all versions of Python share;
-    a text counts as its bytes, whether they are UTF-8 or not. ``progress`` gets the number of rows since its last call,
-    from the connection's thread. Raises sqlite3.Error.
+    They include ``sqlite_sequence``, but not statistics (``sqlite_stat…``), virtual tables and generated columns. Rows
+    are hashed in table order, as values in ``marshal`` format 2, which all versions of Python share; a text is hashed
+    as its bytes, even if they are invalid UTF-8. ``progress`` gets the number of rows since its last call, from the
+    connection's thread. Raises sqlite3.Error.
     """
-    # In one hop to that thread: with several for each table, 20,000 tables took as long as their rows take once.
+    # One call to that thread: with several calls for each of 20,000 tables, the calls took as long as the rows.
     return await conn.apply(partial(_read, progress))
 
 
@@ -64,20 +64,20 @@ def _read(progress: Callable[[int], object], conn: sqlite3.Connection) -> Conten
             progress(_STEP)
         return 1
 
-    # A function that SQLite calls holds one row at a time, where a cursor would hold a batch of rows of any size.
+    # A function that SQLite calls holds one row at a time; a cursor would hold a batch of rows of any size.
     conn.create_function("abathur_digest", -1, feed)
     for (name,) in conn.execute(load_queries("inspect.sql")["tables"].sql).fetchall():
         found = conn.execute("SELECT name FROM pragma_table_xinfo(?) WHERE hidden = 0 ORDER BY cid", (name,)).fetchall()
         columns = [quoted(column) for (column,) in found]
         calls = [_call(columns[start : start + _COLUMNS]) for start in range(0, len(columns), _COLUMNS)]
-        # NOT INDEXED: in the order of the table, which a copy shares.
+        # NOT INDEXED reads rows in table order, which a copy shares.
         select = f"SELECT {', '.join(calls)} FROM {quoted(name)} NOT INDEXED"
         try:
             conn.execute(f"EXPLAIN {select}").close()
         except sqlite3.OperationalError as error:
             if name in expected_tables() or getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
                 raise
-            continue  # a table of others whose order is unknown here, such as that of a collation
+            continue  # a table of another program, unreadable here, such as for its collation
         digest.update(canonical({"table": name, "columns": [column for (column,) in found]}))
         ((rows[name], *_),) = conn.execute(select).fetchall()
     found = conn.execute(load_queries("inspect.sql")["schema"].sql).fetchall()
@@ -93,18 +93,18 @@ def _call(columns: Sequence[str]) -> str:
 
 
 def difference(wanted: Content, found: Content) -> str:
-    """Return how the content ``found`` differs from the expected one."""
+    """Return how the content ``found`` differs from ``wanted``."""
     counts = {name: (found.rows.get(name), wanted.rows.get(name)) for name in sorted({*wanted.rows, *found.rows})}
-    if tables := [f"{name}: {now} rows of {then}" for name, (now, then) in counts.items() if now != then]:
+    if tables := [f"{name}: {now} rows, expected {then}" for name, (now, then) in counts.items() if now != then]:
         return ", ".join(tables)
-    return "another schema" if wanted.schema != found.schema else "as many rows, but other ones"
+    return "the schema differs" if wanted.schema != found.schema else "the same number of rows, but other values"
 
 
 async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) -> None:
     """Write the snapshot that ``conn`` sees to a new file, 0600, in WAL mode; ``publish`` forces it to the disk.
 
-    In one step: with more, a copy beside a busy writer begins anew at each of its commits. If root makes it, it gets
-    the owner of ``owned_as``. Raises FileExistsError.
+    It copies in one step: in several, SQLite would restart the copy at each commit of a writer. If root runs this, the
+    file gets the owner of ``owned_as``. Raises FileExistsError.
     """
     make_private_file(path, owned_as=owned_as)
     async with opened(f"{path.as_uri()}?mode=rw") as target:
@@ -115,7 +115,7 @@ async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) ->
 
 @asynccontextmanager
 async def open_copy(path: Path) -> AsyncIterator[Connection]:
-    """Open a file that nobody changes; unlike a reader of a WAL database, make no side files. Read-only."""
+    """Open a database file that nobody changes, without its log and without making side files. Read-only."""
     async with opened(f"{path.as_uri()}?mode=ro&immutable=1") as conn:
         conn.row_factory = sqlite3.Row
         await bound(conn, path)
@@ -126,10 +126,10 @@ async def open_copy(path: Path) -> AsyncIterator[Connection]:
 async def copy_in(
     source: Path, settings: Settings, *, progress: Callable[[int], object] = bool, written: Callable[[], object] = bool
 ) -> tuple[Content, bool]:
-    """Replace the content of the live database by that of ``source``, in one transaction of SQLite's.
+    """Replace the content of the live database by that of ``source``, in one transaction.
 
     At every moment each reader sees either the old content or the new one. Waits ``busy_timeout_ms`` for a writer, and
-    calls ``written`` once the new content is committed. Returns what it reads back, and whether another process has
+    calls ``written`` once the new content is committed. Returns the content read back, and whether another process has
     written meanwhile. Raises BusyError, sqlite3.Error.
     """
     path = settings.db_path
@@ -166,7 +166,7 @@ def publish(draft: Path, path: Path) -> None:
 
 COPIES = 3  # the backup, its proof, and the log of the proof
 _CHUNK = 2**20  # bytes
-# The largest ratio to which a backup may unpack; ``pack`` keeps to it. zstd can unpack a byte to 32,000.
+# A backup may unpack to this many times its size, or to 256 MiB; ``pack`` obeys this. zstd allows 32,000 times.
 _RATIO, _ALWAYS = 1000, 256 * 2**20
 _SPARE_MB = 50  # MB of the disk that unpacking leaves free
 
@@ -183,8 +183,8 @@ async def back_up(
 ) -> tuple[Backup, list[Check]]:
     """Take a backup and prove it; return it with its checks, none of which failed.
 
-    Checks of ``validate`` that the database fails become a warning and are kept in the manifest: a broken database is
-    backed up too, before its repair. If the file is only a copy, the manifest names its original, ``database``. Raises
+    A damaged database is backed up too, before its repair: the checks of ``validate`` that it fails become a warning,
+    and the manifest lists them. If the file is a copy of ``database``, the manifest names ``database``. Raises
     RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
     """
     from tqdm import tqdm
@@ -203,14 +203,14 @@ async def back_up(
             taken_at = datetime.now(UTC)
             alien = not_ours(await read_schema(conn))
             content = await read_content(conn, progress=bar.update)
-            bar.total = 2 * sum(content.rows.values())  # they are read again by the proof
+            bar.total = 2 * sum(content.rows.values())  # the proof reads all rows again
             started = perf_counter()
             await copy_out(conn, draft, owned_as=folder)
             copied_s = perf_counter() - started
             await conn.rollback()
         unpacked = draft.stat().st_size
         draft = await asyncio.to_thread(pack, draft) if compress else draft
-        # The disk and the processor work at the same time.
+        # The file is hashed while the disk writes it.
         digest, _ = await asyncio.gather(asyncio.to_thread(ask, "digest", draft), asyncio.to_thread(fsync, draft))
         facts = {
             "reason": reason,
@@ -234,10 +234,10 @@ async def back_up(
 async def prove(
     settings: Settings, backup: Backup, scratch: Path, progress: Callable[[int], object] = bool
 ) -> dict[str, Any]:
-    """Restore a backup into ``scratch``, validate the result, and compare it with the snapshot, row by row.
+    """Restore a backup into ``scratch``, compare all rows with the snapshot by their digest, and validate the result.
 
     Returns the time, the seconds that restoring and validating took, and the ids of the failed checks. Raises
-    RefusedError where the content differs from the snapshot's.
+    RefusedError if the content differs.
     """
     restored = replace(settings, db_path=scratch / "restored.db")
     moment, started = utc_now(), perf_counter()
@@ -247,14 +247,14 @@ async def prove(
     restored_s = perf_counter() - started
     if content != backup.content:
         observed = f"{backup.path.name} does not hold what was backed up: {difference(backup.content, content)}"
-        raise RefusedError(observed, "take another backup; if it comes again, see to the disk: dmesg | tail")
+        raise RefusedError(observed, "take another backup; if this happens again, check the disk: dmesg | tail")
     findings = [check.id for check in await file_checks(restored) if check.failed]
     validated_s = perf_counter() - started - restored_s
     return {"at": moment, "restored_s": restored_s, "validated_s": validated_s, "findings": findings}
 
 
 def _publish(backup: Backup, folder: Path) -> Backup:
-    """Give a proven backup and its manifest their names and the next number of the directory, durably."""
+    """Give a proven backup and its manifest their names and the next sequence number, durably."""
     suffix = ".db.zst" if backup.path.suffix == ".zst" else ".db"
     taken_at, draft = backup.taken_at, backup.path.with_name("manifest.json")
     with locked(folder):
@@ -267,7 +267,7 @@ def _publish(backup: Backup, folder: Path) -> Backup:
         make_private_file(draft)
         with at(draft):
             draft.write_bytes(sealed(facts))
-        # The manifest first: alone it is removed later, but a copy without a manifest would pass for a backup.
+        # The manifest first: a lone manifest is removed later, but a lone copy would look like a backup.
         publish(draft, manifest_of(path))
         try:
             publish(backup.path, path)
@@ -280,15 +280,15 @@ def _publish(backup: Backup, folder: Path) -> Backup:
 def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
     facts, content = backup.facts, backup.content
     took = facts["proof"]["restored_s"] + facts["proof"]["validated_s"]
-    noted = f"one that fails: {', '.join(backup.findings)}" if backup.findings else "one that passes validate"
-    noted += f"; it holds {alien}: only its pages and the rows of its tables were compared" if alien else ""
+    noted = f"it fails: {', '.join(backup.findings)}" if backup.findings else "it passes validate"
+    noted += f"; it holds {alien}: only their SQL and the rows of ordinary tables were compared" if alien else ""
     size, digest, sha256 = facts["bytes"], content.digest, facts["sha256_of_file"]
     copied = f"{backup.path}, {size:,} bytes, copied in {copied_s:.2f} s"
     rows = tuple(f"{name}: {counted(count, 'row')}" for name, count in content.tables.items())
     found = {"path": str(backup.path), "bytes": size, "rows": dict(content.rows)}
     proven = f"{counted(content.total, 'row')}, digest {digest[:12]}…; restored and validated in {took:.2f} s"
     hashes = (f"digest {digest}", f"file {sha256}", f"taken at {facts['taken_at']} UTC")
-    expected = "restored, it holds the very rows of the snapshot"
+    expected = "the restored backup has the rows of the snapshot"
     remedy = "run validate.ipynb: the database itself has these faults"
     return [
         Check("copy", "pass", "one snapshot, in one step", copied, evidence=rows, data=found),
@@ -298,14 +298,14 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
 
 
 def unpack(backup: Backup, scratch: Path) -> Path:
-    """Return the database of a backup, unpacked into ``scratch`` if need be.
+    """Return the path of a backup's database; a compressed one is unpacked into ``scratch``.
 
-    Raises RefusedError for any wrong byte, OSError where it cannot be read.
+    Raises RefusedError if any byte differs from the manifest, OSError if the backup cannot be read.
     """
     size, digest = os.lstat(backup.path).st_size, ask("digest", backup.path)
     stated, wanted = backup.facts["bytes"], backup.facts["sha256_of_file"]
     if (size, digest) != (stated, wanted):
-        fault = f"{size:,} bytes of {stated:,}, sha256 {digest[:12]}… where {wanted[:12]}… was written"
+        fault = f"{size:,} bytes of {stated:,}, sha256 {digest[:12]}… instead of {wanted[:12]}…"
         raise UnfitBackupError(f"{backup.path} is damaged: {fault}")
     if backup.path.suffix != ".zst":
         return backup.path
@@ -315,7 +315,7 @@ def unpack(backup: Backup, scratch: Path) -> Path:
 
 
 def _decompress(backup: Backup, target: Path) -> None:
-    """Unpack at most the bytes that the manifest names, the ratio of ``pack`` allows and the disk has room for."""
+    """Unpack a backup to ``target``, within the size in its manifest, the ratio of ``pack`` and the free space."""
     zstd, disk, written = zstd_module(), target.parent.parent, 0
     packed, wanted = backup.facts["bytes"], backup.facts["bytes_unpacked"]
     most = min(wanted or 2**63, max(_ALWAYS, _RATIO * packed))
@@ -351,7 +351,7 @@ def zstd_module() -> Any:
 
 
 def pack(path: Path) -> Path:
-    """Replace a file by its compressed form and return that; leave a file as it is if ``unpack`` would refuse it."""
+    """Replace a file by its compressed form, unless ``unpack`` would refuse that; return the remaining file."""
     zstd = zstd_module()
     target = path.with_name(f"{path.name}.zst")
     with at(target), path.open("rb") as plain, target.open("xb") as packed, zstd.open(packed, "wb") as compressed:

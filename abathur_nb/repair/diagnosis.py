@@ -48,10 +48,10 @@ from abathur_nb.text import MB, process_name, some
 
 # The plan names the parameters, because its hash may be required.
 REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
-_RESTORE = "stop its writers; carry out the plan below, which saves what can be read; then {}"
-_FIRST = "first repair what the other checks name, then run this again"
+_RESTORE = "stop its writers; carry out the plan below, which saves all readable rows; then {}"
+_FIRST = "first repair what the other checks report, then run this again"
 _JSON = ("json_columns", "json_limits", "readable_text")
-_UNCHECKED = "a writer that had the CHECKs switched off, or a fault of the disk"
+_UNCHECKED = "a writer with CHECK constraints switched off, or a disk fault"
 _CAUSES = {
     "foreign_keys": "a writer with foreign_keys off, which is SQLite's default",
     "json_columns": _UNCHECKED,
@@ -61,14 +61,14 @@ _CAUSES = {
     "required_values": _UNCHECKED,
     "timestamps": "a writer with a clock format of its own",
     "moments": "a clock that was ahead, or is behind now",
-    "indexes": "somebody dropped or changed one",
+    "indexes": "somebody dropped or changed an index",
     "tables": "somebody changed the schema",
     OTHERS: "another program, such as a replication tool, or somebody by hand",
     "sequences": "somebody edited sqlite_sequence",
-    "seed_memories": "somebody edited or deleted version 1, which is to keep its content",
-    FILE_MODES: "made under a wide umask, copied without its mode, or opened to others by hand",
+    "seed_memories": "somebody edited or deleted version 1, which must not change",
+    FILE_MODES: "created with a wide umask, copied without its mode, or opened to others by hand",
     "file_names": "a hard link to it",
-    "statistics": "the planner still chooses by what ANALYZE counted long ago",
+    "statistics": "the query planner still uses the row counts of an old ANALYZE",
 }
 _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log locks (walformat.html, section 2.3)
 
@@ -78,13 +78,13 @@ class Diagnosis:
     """Hold the findings and what a repair does about them; ``refused`` if nothing can be repaired."""
 
     checks: tuple[Check, ...] = ()
-    deeds: tuple[str, ...] = ()  # steps outside of the transaction
+    deeds: tuple[str, ...] = ()  # names of steps outside of the transaction
     changes: list[tuple[RowChange, int]] = field(default_factory=list)  # each with its number of rows
     statements: list[Step] = field(default_factory=list)  # the other statements of the transaction
-    changed: str = ""  # the SHA-256 of all rows that are changed, as they are
+    changed: str = ""  # the SHA-256 of all rows to be changed, as they are now
     schema: int = 0  # PRAGMA schema_version
     refused: bool = False
-    causes: dict[str, str] = field(default_factory=dict)  # of checks, by their ids
+    causes: dict[str, str] = field(default_factory=dict)  # of a check, by its id
     remedies: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -93,7 +93,7 @@ class Diagnosis:
         return [*(Step(change.sql, count) for change, count in self.changes), *self.statements]
 
     def plan(self, check_id: str, deed: str = "", *, cause: str = "", remedy: str = REPAIR) -> None:
-        """Add a step outside of the transaction; give a check its remedy and, if it is unusual, its cause."""
+        """Add a step outside of the transaction; give a check its remedy and, if not the usual one, its cause."""
         self.deeds += (deed,) if deed else ()
         self.causes |= {check_id: cause} if cause else {}
         self.remedies[check_id] = remedy
@@ -118,7 +118,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
 
 
 async def _outside(settings: Settings) -> Diagnosis | None:
-    """Diagnose what keeps a database from being read, such as lost files or a destroyed header."""
+    """Diagnose what prevents reading a database, such as lost files or a destroyed header."""
     path = settings.db_path
     if lost := strays(path):  # the rows are lost when the processes end, and the file at the path is incomplete
         check, newer = await asyncio.to_thread(stray_rows, settings, lost)
@@ -126,7 +126,7 @@ async def _outside(settings: Settings) -> Diagnosis | None:
     there = examine(settings)
     if there.state == "remains":
         return _remains(there.check, path)
-    there = await identify(settings, refuses=("trigger",), seen=there)  # a repair would run them
+    there = await identify(settings, refuses=("trigger",), seen=there)  # a repair would run triggers
     check = there.check
     if there.state == "damaged":
         log = await asyncio.to_thread(log_check, path)
@@ -141,9 +141,9 @@ async def _outside(settings: Settings) -> Diagnosis | None:
 
 
 def _restoring(settings: Settings) -> str:
-    """Return the command that restores the newest backup, and why it would be refused. Read-only."""
+    """Return the command that restores the newest backup and, if it would be refused, the reason. Read-only."""
     why = why_unnamed(settings)
-    return f"restore a backup: {restore_command(settings)}" + (f"; without a name it is refused: {why}" if why else "")
+    return f"restore a backup: {restore_command(settings)}" + (f"; it must name a backup: {why}" if why else "")
 
 
 def _remains(check: Check, path: Path) -> Diagnosis:
@@ -154,7 +154,7 @@ def _remains(check: Check, path: Path) -> Diagnosis:
         return Diagnosis((replace(check, observed=error.observed, remedy=error.remedy),), refused=True)
     if mounted := mounted_files(path):
         return Diagnosis((check, replace(mounted[0], status="fail")), refused=True)
-    cause = "a restoration or rollback that was killed" if completes else "its database was moved or deleted alone"
+    cause = "a restore or rollback that was killed" if completes else "the database alone was moved or deleted"
     check = replace(check, observed=f"{check.observed}\ncause: {cause}", remedy=REPAIR)
     return Diagnosis((check,), ("complete" if completes else "move aside",))
 
@@ -163,8 +163,8 @@ async def _inside(settings: Settings) -> Diagnosis:
     """Diagnose a database that can be opened, its log and its files."""
     path, found = settings.db_path, Diagnosis()
     first = Look.at_files(path)
-    checks = await file_checks(settings, unrepaired=_FIRST)  # their remedy is troubleshoot itself
-    # No plan without the checks that others depend on: it would be incomplete.
+    checks = await file_checks(settings, unrepaired=_FIRST)  # the usual remedy is troubleshoot itself
+    # Without a check that others depend on, a plan would be incomplete.
     if checks[0].status == "error" or any(check.status == "error" and check.id == "integrity" for check in checks):
         return Diagnosis(checks, refused=True)
     checks = tuple(check for check in checks if check.id != "log")
@@ -183,15 +183,15 @@ async def _inside(settings: Settings) -> Diagnosis:
                 digest.update(line)
             found.changed = digest.hexdigest()
             found.schema = await pragma(conn, "schema_version")
-        unread = Look.at_files(path)  # while this process reads, the log of a busy database only grows
+        unread = Look.at_files(path)  # after reading, during which the log of a busy database only grows
         log = await asyncio.to_thread(log_check, path)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(path, error)
-        failed = Check("diagnosis", "error", "every fault can be looked into", fault.observed, fault.remedy)
+        failed = Check("diagnosis", "error", "every fault can be diagnosed", fault.observed, fault.remedy)
         return Diagnosis((*checks, failed))
     if log.status == "error":
         return Diagnosis((*checks, log), refused=True)
-    if log.failed:  # any other repair would write, and so overwrite the rest of the log
+    if log.failed:  # any other repair would overwrite the unread rest of the log
         corrupt = "integrity" in failing and bool(failing["integrity"].data.get("is_corrupt"))
         why = await _why_alone(path, log, corrupt=corrupt)
         if why or not corrupt or "salvage" not in found.deeds:
@@ -199,7 +199,7 @@ async def _inside(settings: Settings) -> Diagnosis:
     folders = dict.fromkeys((path.parent, settings.backup_dir))
     if left := ", ".join(str(folder / name) for folder in folders for name in sweep(folder, remove=False)):
         found.plan("file_names", "sweep")
-    expected = "no scratch directory of a process that is dead"
+    expected = "no scratch directory of a dead process"
     observed = f"{left}\ncause: a run that was killed" if left else "none"
     leftovers = Check.that("leftovers", not left, expected, observed, REPAIR, "warn")
     then = Look.at_files(path)
@@ -219,19 +219,19 @@ async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
     if not newer and not corrupt:
         return ""
     try:
-        async with open_copy(path) as conn:  # which has no log
+        async with open_copy(path) as conn:  # without the log
             alone = await integrity_check(conn, "")
     except (sqlite3.Error, AbathurError):
         return ""
-    return "" if alone.data.get("is_corrupt") else "it is newer" if newer else "it alone is sound"
+    return "" if alone.data.get("is_corrupt") else "it is newer" if newer else "only the file alone is intact"
 
 
 def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
-    """Plan to move a damaged log aside; SQLite first writes its readable part, unless ``why`` forbids it."""
+    """Plan to move a damaged log aside; without ``why``, SQLite first writes its readable part into the database."""
     if not why:
         log = replace(log, remedy=f"{log.remedy}; then {REPAIR}, as far as SQLite reads the log")
         return Diagnosis((*checks, log), ("write log",))
-    observed = f"{log.observed}; the database file is kept and not what SQLite reads through the log: {why}"
+    observed = f"{log.observed}; the plan keeps the database file without its log: {why}"
     log = replace(log, observed=observed, remedy=f"{log.remedy}; then {REPAIR}")
     checks = tuple(replace(check, remedy=REPAIR) if check.failed else check for check in checks)
     return Diagnosis((*checks, log), ("set log aside",))
@@ -239,39 +239,39 @@ def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
 
 async def _treat(conn: Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis) -> None:
     """Add the repair of each failed check, except those that need damaged pages or missing tables repaired first."""
-    # Only a user with more rights can change the owner of files and directory.
+    # To change the owner of the files and the directory takes another user.
     if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
         found.plan(FILE_MODES, "chmod", remedy=f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}")
     integrity = failing["integrity"].data if "integrity" in failing else {}
     if HEADER in failing or integrity.get("is_corrupt"):
         await _treat_damage(conn, () if HEADER in failing else integrity["indexes"], settings, found)
         others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
-        found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
+        found.causes |= dict.fromkeys(others, "unknown: data that is read from a damaged file proves nothing")
         return
     if integrity:
-        found.causes["integrity"] = "the rows that are named below"
+        found.causes["integrity"] = "the rows that the checks below report"
     if "encoding" in failing:
-        remedy = f"{_restoring(settings)}; or make it again as UTF-8 of its dump"
+        remedy = f"{_restoring(settings)}; or create it again as UTF-8 from its dump"
         found.plan("encoding", cause="made by another program", remedy=remedy)
         return
     if "journal_mode" in failing:
         cause, forbids = _why_no_wal(settings)
         found.plan("journal_mode", "" if forbids else "wal", cause=cause, remedy=forbids or REPAIR)
-    if "application_id" in failing:  # a dump restored all tables, but not these
+    if "application_id" in failing:  # a dump lacks these PRAGMAs
         found.statements += statements.MARKS
         found.remedies |= dict.fromkeys(("application_id", "user_version"), REPAIR)
     tables = Differences.between(await read_schema(conn), ("table",))
     if tables.missing:
         names = ", ".join(tables.missing)
-        advice = f"{_restoring(settings)}; the rest cannot be judged without {names}"
-        if extra := tables.extra:  # after a mere rename, a restore would lose the rows since the backup
-            by = f"{extra[0]}_"  # SQLite refuses a name that differs in its capitals alone
+        advice = f"{_restoring(settings)}; the rest cannot be checked without {names}"
+        if extra := tables.extra:  # if a table was only renamed, a restore would lose the rows since the backup
+            by = f"{extra[0]}_"  # SQLite refuses a new name that differs only in its case
             steps = [extra[0], *([by] if extra[0].lower() == tables.missing[0] else ()), tables.missing[0]]
             sql = [f"ALTER TABLE {quoted(one)} RENAME TO {quoted(to)};" for one, to in pairwise(steps)]
-            renaming = f"if {some(extra)} holds its rows under another name, rename it back"
+            renaming = f"if {some(extra)} is the missing table under another name, rename it back"
             advice = f"{renaming} {shell_command(settings.db_path, sql)}; else {advice}"
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
-        found.remedies["tables"] += f"; if no backup holds its rows, make it anew, empty, as in {DATA / 'sql'}"
+        found.remedies["tables"] += f"; if no backup has its rows, create an empty table, as in {DATA / 'sql'}"
         return
     await _treat_tables(conn, failing, settings, found)
     if "sequences" in failing:
@@ -280,7 +280,7 @@ async def _treat(conn: Connection, failing: Mapping[str, Check], settings: Setti
 
 
 async def _treat_damage(conn: Connection, indexes: Collection[str], settings: Settings, found: Diagnosis) -> None:
-    """Add the repair of a corrupt file: of ``indexes``, if only they differ from their tables."""
+    """Add the repair of a corrupt file: rebuild ``indexes`` if only they are wrong, else salvage the file."""
     restore = _restoring(settings)
     # A wrong header alone may make indexes differ from their tables.
     header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
@@ -290,13 +290,13 @@ async def _treat_damage(conn: Connection, indexes: Collection[str], settings: Se
         found.remedies[HEADER] = _RESTORE.format(restore)
     elif rows := await statements.duplicates(conn, indexes):
         cause = f"rows that share a unique key, which an intact index refuses: {some(rows)}"
-        before = restore.replace("a backup", "a backup from before them", 1)
-        remedy = f"{before}; or decide by hand which of these rows stay"
+        before = restore.replace("a backup", "a backup from before these rows", 1)
+        remedy = f"{before}; or decide by hand which of these rows to keep"
         found.plan("integrity", cause=cause, remedy=remedy)
     else:
         found.statements += [Step(f"REINDEX {quoted(name)}") for name in indexes]
         by_whom = "a fault of the disk, or a writer with another SQLite"
-        found.plan("integrity", cause=f"an index differs from its table, by {by_whom}; it is made anew from the table")
+        found.plan("integrity", cause=f"an index differs from its table: {by_whom}; the plan rebuilds it")
 
 
 async def _treat_tables(conn: Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis) -> None:
@@ -315,7 +315,7 @@ async def _treat_tables(conn: Connection, failing: Mapping[str, Check], settings
     if indexes or done:
         found.plan("indexes")
     if obstacles := {what: way for one in rebuilds.values() for what, way in one.obstacles.items()}:
-        cause = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
+        cause = f"{_CAUSES['tables']}; its repair is prevented by {'; '.join(obstacles)}"
         ways = "; ".join(way for way in dict.fromkeys(obstacles.values()) if way)
         again = f"{ways}; then run this again; or " if ways else ""
         found.plan("tables", cause=cause, remedy=f"{again}{_restoring(settings)}")
@@ -342,16 +342,16 @@ def _why_no_wal(settings: Settings) -> tuple[str, str]:
     """Return why a database is not in WAL mode, and what prevents the switch, or an empty text. Read-only."""
     path, kind = settings.db_path, file_system(settings.db_path.parent)
     if kind_of(kind) in ("shared", "host share"):
-        return f"its file system is {kind}, which can't carry write-ahead mode", ELSEWHERE
+        return f"its file system is {kind}, which does not support WAL mode", ELSEWHERE
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-        return "the file or its directory may not be written to", f"see who owns it: namei -l {quote(str(path))}"
+        return "this user cannot write to the file or its directory", f"check the owners: namei -l {quote(str(path))}"
     users = ", ".join(users_of(path))
     cause = "somebody set another mode, or copied it with VACUUM INTO"
-    return f"{cause}; it can be switched only while {users} does not have it open" if users else cause, ""
+    return f"{cause}; the mode can be switched only when {users} has closed it" if users else cause, ""
 
 
 class Look(NamedTuple):
-    """Hold one look at the log: the time, its bytes, frames and commits, the writer and the readers.
+    """Hold the state of the log at one moment: the time, its bytes, frames and commits, the writers and the readers.
 
     A reader is a process, the read mark that it has locked, and the frame of this mark.
     """
@@ -365,7 +365,7 @@ class Look(NamedTuple):
 
     @classmethod
     def at_files(cls, path: Path) -> "Look":
-        """Look at the log now. Read-only; names processes on Linux only."""
+        """Return the present state of the log. Read-only; names processes on Linux only."""
         size = log_bytes(path)
         locks, index = ask("look", path)
         held = {(pid, byte) for _, byte, exclusive, pid in locks if not pid and not exclusive}
@@ -377,12 +377,12 @@ class Look(NamedTuple):
         marks = dict(zip(_READ_MARKS, index["marks"], strict=True)) if index else {}
         readers = frozenset((pid, byte, marks[byte]) for pid, byte in held if byte in marks and pid != os.getpid())
         frames, commits = (index["frames"], index["commits"]) if index else (0, 0)
-        # The other exclusive locks on the index of the log are those of a checkpoint.
+        # Other exclusive locks on the -shm are those of a checkpoint.
         writing = [lock for lock in locks if lock[0] == "" or lock[1] == WRITE_LOCK]
         return cls(monotonic(), size, frames, commits, ", ".join(lock_owners(writing, exclusive=True)), readers)
 
     def behind_since(self, first: "Look") -> str:
-        """Return the readers that have kept, since ``first``, a frame older than the newest: they stop a checkpoint.
+        """Return the readers that have used an older frame than the newest since ``first``: they stop a checkpoint.
 
         A writer is not among them: its frame is the newest until it commits.
         """
@@ -391,25 +391,25 @@ class Look(NamedTuple):
 
 
 def _locks(path: Path, first: Look, then: Look) -> Check:
-    """Return a check that names who holds the write lock at both looks: no other process can write meanwhile."""
+    """Return a check that names the process with the write lock at both looks: no other process can write meanwhile."""
     # A writer that commits in between has begun another transaction.
     held = first.writers if (first.writers, first.commits) == (then.writers, then.commits) else ""
-    expected = f"nobody holds the lock for long, at two looks {(then.at - first.at) * 1000:,.0f} ms apart"
-    observed = f"held by {held}\ncause: a transaction that writes is open there" if held else "not held"
-    remedy = "let it finish or end it; until then every writer waits and then fails"
+    expected = f"no process holds the write lock at two looks {(then.at - first.at) * 1000:,.0f} ms apart"
+    observed = f"held by {held}\ncause: it has an open write transaction" if held else "not held"
+    remedy = "let it finish or end it; until then every other writer waits and then fails"
     users = [f"has it open: {user}" for user in users_of(path)]
     return Check.that("locks", not held, expected, observed, remedy, "warn", users)
 
 
 def wal_check(check: Check, pins: str, since: Look, then: Look, free: float) -> Check:
-    """Add to the check of the log's size the processes that pin it, and when its growth fills ``free`` MB."""
+    """Add to the check of the log's size the processes that prevent its reset, and when it will fill ``free`` MB."""
     read = f"read by {pins} at both looks: SQLite cannot reset the WAL until that read transaction ends"
     observed = f"{check.observed}; {read}" if pins else check.observed
     if (grown := (then.bytes - since.bytes) / MB) > 0:
         hours = free / grown * (then.at - since.at) / 3600
-        observed += f"; grew by {grown:.1f} MB between two looks: at that rate the disk is full in {hours:,.1f} hours"
+        observed += f"; grew by {grown:.1f} MB between two looks: at this rate the disk is full in {hours:,.1f} hours"
     if check.status == "pass":
         return replace(check, observed=observed)
-    cause = "a reader that pins it" if pins else "a large transaction, a writer that was killed, or readers in turn"
+    cause = "a reader prevents its reset" if pins else "a large transaction, a killed writer, or overlapping readers"
     remedy = f"end {pins}; the next writer resets the log" if pins else check.remedy
     return replace(check, observed=f"{observed}\ncause: {cause}", remedy=remedy)

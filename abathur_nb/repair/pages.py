@@ -37,7 +37,7 @@ class Pages:
         return self.data[(number - 1) * self.size : number * self.size]
 
     def kind(self, number: int) -> int:
-        """Return the first byte of a page's tree header, 0 for a page that the file does not hold."""
+        """Return the first byte of a page's tree header, 0 if the file has no such page."""
         at = (number - 1) * self.size + (100 if number == 1 else 0)
         return self.data[at] if 1 <= number <= self.count else 0
 
@@ -47,7 +47,7 @@ class Pages:
         while waiting:
             number = waiting.pop()
             if number in done:
-                faults.append(f"page {number} is there twice")
+                faults.append(f"page {number} is used twice")
                 continue
             done.add(number)
             yield from self.entries(number, kinds, faults, waiting)
@@ -58,7 +58,7 @@ class Pages:
             page, start = self._page(number), 100 if number == 1 else 0
             kind, count = page[start], int.from_bytes(page[start + 3 : start + 5], "big")
             if kind not in kinds:
-                raise ValueError(f"page {number} is not a page of its tree")
+                raise ValueError(f"page {number} has the wrong type for its tree")
             first = start + (8 if kind in _LEAVES else 12)
             places = struct.unpack_from(f">{count}H", page, first)
             children = [] if kind in _LEAVES else [int.from_bytes(page[start + 8 : start + 12], "big")]
@@ -69,7 +69,7 @@ class Pages:
             try:
                 at = place
                 if not first + 2 * count <= place < self.usable:
-                    raise ValueError("an entry outside of its page")
+                    raise ValueError("an entry starts outside of its page")
                 if kind not in _LEAVES:
                     children.append(int.from_bytes(page[at : at + 4], "big"))
                     at += 4
@@ -83,7 +83,7 @@ class Pages:
         below += children
 
     def _payload(self, page: bytes, at: int, length: int, kind: int) -> bytes:
-        """Return the payload of an entry, that of its overflow pages too."""
+        """Return the payload of an entry, overflow pages included."""
         usable = self.usable
         least = (usable - 12) * 32 // 255 - 23
         most = usable - 35 if kind == 13 else (usable - 12) * 64 // 255 - 23
@@ -92,18 +92,18 @@ class Pages:
             local = least + (length - least) % (usable - 4)
             local = local if local <= most else least
         if length > len(self.data) or at + local + (4 if local < length else 0) > usable:
-            raise ValueError("an entry that goes beyond its page")
+            raise ValueError("an entry ends beyond its page")
         parts, left = [page[at : at + local]], length - local
         follow = int.from_bytes(page[at + local : at + local + 4], "big")
         while left:
             more = self._page(follow)
-            if not any(more):  # the zeros behind a chain would be taken for content
-                raise ValueError(f"its overflow page {follow} is empty")
+            if not any(more):  # zeros after the end of a chain would be taken for content
+                raise ValueError(f"the overflow page {follow} is empty")
             parts.append(more[4 : 4 + min(left, usable - 4)])
             left -= len(parts[-1])
             follow = int.from_bytes(more[:4], "big")
             if (follow == 0) != (left == 0):
-                raise ValueError("its overflow pages break off")
+                raise ValueError("its overflow chain has the wrong length")
         return b"".join(parts)
 
     def _values(self, payload: bytes) -> tuple[Any, ...]:
@@ -121,22 +121,22 @@ class Pages:
             else:
                 values.append(kind - 8 if kind > 7 else int.from_bytes(part, "big", signed=True))
         if (at, body) != (end, len(payload)):
-            raise ValueError("an entry that is not a row")
+            raise ValueError("an entry is not a valid record")
         return tuple(values)
 
     def schema(self, faults: list[str]) -> list[tuple[Any, ...]]:
-        """Return type, name, table, root page and SQL of each object that can be read of ``sqlite_schema``."""
+        """Return type, name, table, root page and SQL of each readable row of ``sqlite_schema``."""
         found = [row for _, row in self.walk(1, TABLE, faults) if _is_schema_row(row)]
         reached = set(self.seen)
         for number in self.orphans() if faults else ():
             rows = [row for _, row in self.entries(number, TABLE, [], []) if _is_schema_row(row)]
             reached |= {number} if rows else set()
             found += rows
-        self.seen = reached  # these pages may hold rows of no known table
+        self.seen = reached  # the other orphans may hold rows of tables
         return found
 
     def orphans(self) -> list[int]:
-        """Return the leaf pages of tables that no tree reaches and that are not known to be free."""
+        """Return the leaf pages of tables that no tree reaches and no list of free pages names."""
         free = set[int]()
         rest = [number for number in range(2, self.count + 1) if number not in self.seen]
         for number in rest:
@@ -155,7 +155,7 @@ def _is_schema_row(row: tuple[Any, ...]) -> bool:
 
 
 def read_pages(data: mmap) -> Pages:
-    """Return the pages of a file, in the form that reads most of its schema; that of the header is tried first."""
+    """Return the pages of a file in the form that reads most of its schema; the form in the header is tried first."""
     stated = int.from_bytes(data[16:18], "big")
     stated = 65536 if stated == 1 else stated if stated in _SIZES else 4096
     best, most = Pages(data, stated), 0

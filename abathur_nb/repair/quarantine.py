@@ -1,4 +1,4 @@
-"""The quarantine: a file with every row that a repair changes, as it was before; and putting rows back."""
+"""Write every row that a repair will change to a quarantine file, and put rows of such a file back."""
 
 import hashlib
 import math
@@ -33,7 +33,7 @@ from abathur_nb.text import counted, file_stamp, shown, timestamp
 
 _TITLE = "put back"
 _FORMAT = 1
-_NAMED = 5  # faults that an error names, and rows that a command shows
+_NAMED = 5  # how many faults an error names, and how many rows a command shows
 
 
 async def affected(conn: aiosqlite.Connection, changes: Iterable[tuple[RowChange, int]]) -> AsyncIterator[bytes]:
@@ -50,14 +50,14 @@ async def affected(conn: aiosqlite.Connection, changes: Iterable[tuple[RowChange
 
 
 async def kept_values(conn: aiosqlite.Connection, settings: Settings, changes: Iterable[tuple[RowChange, int]]) -> str:
-    """Return the command that shows, in the newest backup with any, values that ``changes`` would empty. Read-only."""
+    """Return a command that shows values that ``changes`` would empty, in the newest backup with any. Read-only."""
     queries = []
     for change, _ in changes:
         rows = await conn.execute_fetchall(f"{change.selecting('rowid')} LIMIT {_NAMED}")
         these = f"json_valid({change.column}) AND rowid IN ({', '.join(str(row[0]) for row in rows)})"
         keys = ", ".join(column.name for column in expected_columns(change.table) if column.in_key)
         queries.append(f"SELECT {keys}, {change.column} FROM {change.table} WHERE {these};")
-    with suppress(sqlite3.Error, OSError, AbathurError):  # a damaged backup forbids no repair
+    with suppress(sqlite3.Error, OSError, AbathurError):  # a damaged backup must not prevent a repair
         for backup in reversed(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path)):
             if backup.unfit or backup.path.suffix != ".db" or not queries:
                 continue
@@ -65,7 +65,7 @@ async def kept_values(conn: aiosqlite.Connection, settings: Settings, changes: I
                 found = [query for query in queries if await copy.execute_fetchall(query)]
             if found:
                 shows = shell_command(Path(f"{backup.path.as_uri()}?immutable=1"), found)
-                return f"; it empties these values, which {backup.path.name} has; to see them {shows}"
+                return f"; it empties values that {backup.path.name} still has; to see them: {shows}"
     return ""
 
 
@@ -108,19 +108,19 @@ def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]
         head, *entries, last = map(uncanonical, lines)
         faults = misfits(head, _HEAD)
         if last != {"rows": len(entries), "sha256": sha256(b"".join(lines[:-1]))}:
-            faults.append("its hash is not the one that its last line names")
+            faults.append("its hash differs from the one in its last line")
         for line, entry in enumerate(entries, 2):
             faults += [f"line {line}: {fault}" for fault in misfits(entry, _ENTRY) or _strange_columns(entry)]
         if faults:
             raise ValueError("; ".join(faults[:_NAMED]))
     except (OSError, ValueError) as error:
-        remedy = f"name another one: ls {quote(str(path.parent))}"
-        raise RefusedError(f"{path} is not a quarantine file as a repair wrote it: {error}", remedy) from None
+        remedy = f"name another file: ls {quote(str(path.parent))}"
+        raise RefusedError(f"{path} is not an unchanged quarantine file: {error}", remedy) from None
     return head, entries
 
 
 def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
-    """Return a fault where an entry lacks a column; a table that was altered may have had others."""
+    """Return a fault if an entry lacks a column; it may have more, because the table may have been altered."""
     keys = {column.name for column in expected_columns(entry["table"]) if column.in_key}
     change, row = entry["change"], entry["row"]
     is_row = entry["key"].keys() == keys <= row.keys() and all(map(_value, row))
@@ -129,7 +129,7 @@ def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: object) -> object:
-    """Return a value of SQLite's as JSON, or as an object that names its kind: blob, real, broken text."""
+    """Return an SQLite value as JSON; a blob, an infinite real or a text that is not UTF-8 as an object."""
     if isinstance(value, bytes):
         return {"blob": value.hex()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -139,7 +139,7 @@ def plain(value: object) -> object:
 
 
 def value_of(found: Any) -> tuple[str, object]:
-    """Return the SQL that takes a value of a quarantine file, and the value; raise for any other."""
+    """Return the SQL and the bound value for JSON as ``plain`` writes it; raise for other JSON."""
     if isinstance(found, dict):
         ((kind, text),) = found.items()
         if kind == "real":
@@ -147,7 +147,7 @@ def value_of(found: Any) -> tuple[str, object]:
         return {"text": "CAST(? AS TEXT)", "blob": "?"}[kind], bytes.fromhex(text)
     too_large = isinstance(found, int) and not -(2**63) <= found < 2**63
     if isinstance(found, list | bool) or plain(found) != found or too_large:
-        raise ValueError(f"not a value of SQLite's: {shown(found)}")
+        raise ValueError(f"not an SQLite value: {shown(found)}")
     return "?", found
 
 
@@ -164,10 +164,10 @@ def insertion(table: str, row: Mapping[str, Any]) -> tuple[str, list[Any]]:
 
 
 def _value(data: object) -> bool:
-    """Return whether JSON is a value that ``plain`` can write."""
+    """Return whether ``data`` is JSON that ``plain`` can write."""
     try:
         return bool(value_of(data))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # among them a surrogate
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # such as for a surrogate
         return False
 
 
@@ -181,7 +181,7 @@ _ENTRY = {
 }
 
 
-# The rows put back and the rows that exist already, each a table and its key; then the rest with its reasons.
+# The rows put back, the rows that already exist (each a table and a key), and the reasons for the other rows.
 _Outcome = tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]
 
 
@@ -190,8 +190,8 @@ async def put_back_rows(
 ) -> Report:
     """Show which rows of a quarantine file can be put back; with ``apply``, put them back.
 
-    Read-only without ``apply``: it is tried on a copy. A row that would break a rule again, whose place is taken, or
-    which was changed since, stays in the file, and is named.
+    Read-only without ``apply``: it is tried on a copy. The report names each row that stays in the file, because it
+    violates a constraint, its key is in use, or it was changed since.
     """
     if refused := await refusal(_TITLE, settings, refuses=("trigger",)):
         return replace(refused, refused=True)
@@ -204,17 +204,17 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
     path = quarantine_dir(settings) / name  # an absolute path stays as it is
     head, entries = read_quarantine(path)
     if head["env"] != settings.env:
-        raise RefusedError(f"{path} is of {head['env']}, not of {settings.env}", "name one of this environment")
+        raise RefusedError(f"{path} is of {head['env']}, not of {settings.env}", "name a file of this environment")
     with scratch_directory(settings.db_path.parent, "restore") as scratch:
         copy = scratch / "copy.db"
         async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
             await copy_out(conn, copy, owned_as=settings.db_path.parent)
         async with connect(copy, settings.busy_timeout_ms, mode="rw") as conn:
             outcome = put, already, left = await _put(conn, entries)
-    expected = f"all of its {counted(len(entries), 'row')} can be put back"
+    expected = f"all {counted(len(entries), 'row')} of the file can be put back"
     observed = f"{path}: {len(put):,} can be put back, {len(already):,} are there already"
     observed += f", {len(left):,} stay in the file" if left else ""
-    remedy = "see the evidence, and what the file says of these rows: write by hand what belongs there"
+    remedy = "read the reasons in the evidence; write by hand the values of these rows in the file"
     evidence = [*left, *(f"can be put back: {table}: {key}" for table, key in put)]
     check = Check.that("quarantine", not left, expected, observed, remedy, "warn", evidence)
     if not put:
@@ -228,7 +228,7 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
     async def do(done: list[Check]) -> None:
         async with open_for_change(settings.db_path, settings.busy_timeout_ms) as conn:
             if await _put(conn, entries) != outcome:
-                raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
+                raise RefusedError(f"{settings.db_path} has changed since the plan was made", "run this again")
             await run_to_end(conn.execute_fetchall("COMMIT"))
         done.append(Check("put_back", "pass", "in one transaction", f"put back: {put_back}"))
 
@@ -236,7 +236,7 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
 
 
 async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
-    """Begin a transaction, put back the rows that the rules allow, and leave the transaction open."""
+    """Begin a transaction, put back the rows that the schema allows, and leave the transaction open."""
     await conn.apply(add_functions)
     await conn.execute_fetchall("PRAGMA synchronous = FULL")
     await conn.execute_fetchall("BEGIN IMMEDIATE")
@@ -269,7 +269,7 @@ async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:
     (sql, value), (where, key) = value_of(row[column]), _where(entry["key"])
     update = f"UPDATE {table} SET {quoted(column)} = {sql} WHERE {where} AND quote({quoted(column)}) = ?"
     if not (await conn.execute(update, [value, *key, change["becomes"]])).rowcount:
-        raise RefusedError("its row is gone, or was changed since", "see which one is right")
+        raise RefusedError("its row was deleted or changed since", "check which value is right")
     return True
 
 

@@ -30,13 +30,13 @@ from abathur_nb.store.sql import tokens
 from abathur_nb.store.target import restore_command
 from abathur_nb.text import counted, some
 
-_EXPECTED = "what can still be read, in a backup; intact says that no row is missing, not that none was altered"
+_EXPECTED = "a backup of all readable rows; *intact* means that no row is missing, but a row may be altered"
 _REASON, _RESCUED = "salvaged", "rescued"
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
 _NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
 _KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
-_STATES = ("lost", "partly", "intact")  # of tables, what was lost first
-# Rows of a damaged file may break rules; with the rules on, SQLite would leave such rows out.
+_STATES = ("lost", "partly", "intact")  # of tables, in the order of the report
+# Rows of a damaged file may violate constraints; SQLite would refuse such rows.
 _RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
 _UNFORCED = "PRAGMA synchronous = OFF"  # the file is thrown away, or forced to the disk when it is complete
 _KILL = "end it by kill -9: ended in any other way, it may write its log over the database"
@@ -44,8 +44,8 @@ _KEEP = "leave it running; copy all of its open files from /proc/PID/fd before i
 
 
 def once_salvaged(checks: Iterable[Check]) -> tuple[Check, ...]:
-    """Return the checks of a damaged database with the remedy that remains: it must not be salvaged again."""
-    remedy = "restore what was salvaged or another backup, as the check *salvaged* says"
+    """Return the checks of a salvaged database; the remedy of each failed check is to restore a backup."""
+    remedy = "restore the salvaged backup or another one, as the check *salvaged* says"
     return tuple(replace(check, remedy=remedy) if check.failed else check for check in checks)
 
 
@@ -54,7 +54,7 @@ def salvaged_before(settings: Settings) -> Check | None:
     changed = max(moment for moment, _ in _state(settings.db_path).values()) / 1e9
     for backup in reversed(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path)):
         if backup.facts["reason"] == _REASON and backup.taken_at.timestamp() > changed:
-            observed = f"{backup.path} was salvaged from this same file before: that run reports each table"
+            observed = f"{backup.path} was salvaged from this same file before; the report of that run lists each table"
             data = {"path": str(backup.path)}
             return Check("salvaged", "warn", _EXPECTED, observed, _remedy(settings, backup), data=data)
     return None
@@ -63,8 +63,8 @@ def salvaged_before(settings: Settings) -> Check | None:
 async def salvage(settings: Settings, rescued: Path | None = None) -> Check:
     """Back up the readable rows of a damaged database, count them by table, and validate the backup.
 
-    With ``rescued``, it is a copy of files that only a process has open. Only reads it, its log too. Raises
-    RefusedError if nothing at all can be read, BusyError if it is written meanwhile, OSError, sqlite3.Error.
+    ``rescued`` is a copy of files that only a process has open, to be read instead. Only reads the database and its
+    log. Raises RefusedError if no row can be read, BusyError if a process writes meanwhile, OSError, sqlite3.Error.
     """
     with scratch_directory(nearest_existing(settings.backup_dir), "backup") as scratch:
         path, reason = (rescued, _RESCUED) if rescued else (settings.db_path, _REASON)
@@ -74,7 +74,7 @@ async def salvage(settings: Settings, rescued: Path | None = None) -> Check:
         tables, notes = await asyncio.to_thread(_fill, copy, found.db_path)
         rows = sum(len(table.rows) for table in tables)
         if not rows:
-            raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
+            raise RefusedError(f"no row of {path} can be read", "restore a backup")
         failed = [check for check in await file_checks(found) if check.failed]
         broken = {rule["table"] for check in failed for rule in check.data.get("broken", ())}
         backup, _ = await back_up(found, reason=reason, database=settings.db_path)
@@ -92,12 +92,12 @@ async def salvage(settings: Settings, rescued: Path | None = None) -> Check:
 def _remedy(settings: Settings, backup: Backup) -> str:
     restore, why = restore_command(settings), why_unnamed(settings)
     this = f"restore this one: {restore} -p backup {backup.path.name}"
-    either = f"either restore a backup: {restore}; then copy from this one what is newer\nor {this}"
-    return f"{this}; without a name it is refused: {why}" if why else either
+    either = f"either restore a backup: {restore}; then copy newer rows from this one\nor {this}"
+    return f"{this}; without a name, restore refuses: {why}" if why else either
 
 
 def _state(path: Path) -> dict[str, tuple[int, int]]:
-    """Return the time of change and the size of a database and of its log, unless the log is empty."""
+    """Return the time of change and the size of a database and of its log; an empty file is left out."""
     found = {}
     for name in (f"{path}", f"{path}-wal"):
         with suppress(FileNotFoundError):
@@ -107,27 +107,27 @@ def _state(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def _copy(path: Path, folder: Path) -> tuple[Path, str]:
-    """Copy a database, write a header and the rows of its log into the copy; return what became of the log."""
+    """Copy a database, write its log and a new header into the copy; return the copy and a note on the log."""
     before, copy = _state(path), folder / path.name
     log, new = f"{path}-wal", Path(f"{copy}-wal")
     with at(copy):
         ask("copy", path, log if log in before else "", "", copy)
     if _state(path) != before:
         users = ", ".join(users_of(path)) or "a process that cannot be named"
-        raise BusyError(f"{path} is written meanwhile by {users}", "stop it, then run this again")
+        raise BusyError(f"{users} wrote to {path} meanwhile", "stop it, then run this again")
     _settle(copy)
     os.truncate(copy, max(copy.stat().st_size, 512))  # a file may be empty while all rows are in its log
     with copy.open("r+b") as file, mmap(file.fileno(), 0) as data:
-        data[:100] = read_pages(data).header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of it may be damaged
+        data[:100] = read_pages(data).header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of the header may be damaged
     _settle(copy)
-    how = "not counted: SQLite can't read it" if new.exists() else "counted as far as SQLite reads it"
+    how = "not included: SQLite can't read it" if new.exists() else "included as far as SQLite reads it"
     return copy, f"; its log of {before[log][1]:,} bytes is {how}" if log in before else ""
 
 
 def _settle(copy: Path) -> None:
     """Let SQLite write the log of a file into it, as far as it can."""
     with suppress(DatabaseError), closing(plain_connect(copy, isolation_level=None)) as conn:
-        # Only this mode opens a file that was cut off, and this PRAGMA reads no schema.
+        # A truncated file opens only with writable_schema; user_version is read without the schema.
         conn.execute("PRAGMA writable_schema = ON")
         conn.execute(_UNFORCED)
         conn.execute("PRAGMA user_version").fetchone()
@@ -140,27 +140,27 @@ class _Table:
     name: str
     root: int
     columns: Sequence[tuple[str, str, bool]]  # name, type, NOT NULL
-    least: int  # number of values in a record: fewer than columns after ADD COLUMN
-    alias: int | None  # the INTEGER PRIMARY KEY, which is empty in a record
+    least: int  # lowest number of values in a record: older rows lack the columns of ADD COLUMN
+    alias: int | None  # number of the INTEGER PRIMARY KEY column, NULL in a record
     rows: set[int] = field(default_factory=set)
     indexed: set[int] = field(default_factory=set)
-    counts: list[set[int]] = field(default_factory=list)  # the rowids of each undamaged index over all rows
+    counts: list[set[int]] = field(default_factory=list)  # the rowids in each undamaged index that covers all rows
     faults: list[str] = field(default_factory=list)
-    strays: int = 0  # rows of pages that no tree leads to
+    strays: int = 0  # rows from pages outside of any tree
 
     def verdict(self, breaks_rules: bool) -> tuple[str, str]:
         """Return whether the table is intact, partly saved, or lost, and the number of its saved rows."""
         missing, rows = self.indexed - self.rows, counted(len(self.rows), "row")
         if self.strays:
-            deleted = "" if self.counts else ", deleted ones perhaps among them"
+            deleted = "" if self.counts else ", deleted ones may be among them"
             rows += f" ({self.strays:,} from pages outside of its tree{deleted})"
         if self.rows and breaks_rules:
-            rows += ", some of which break the rules,"
+            rows += ", some of which violate constraints,"
         elif self.rows in self.counts or not (missing or self.faults):
             return "intact", rows
         known = f"{len(self.indexed | self.rows):,}" if self.counts else "an unknown number"
         if not self.rows:
-            return "lost", f"all rows of {known}"
+            return "lost", f"0 rows of {known}"
         lost = f"; lost: rowid {some([*map(str, sorted(missing))])}" if missing else ""
         return "partly", f"{rows} of {known}{lost}"
 
@@ -174,7 +174,7 @@ class _Table:
         )
 
     def save(self, conn: Connection, rowid: int, values: tuple[Any, ...]) -> None:
-        """Insert a row; if the table refuses it, that is a fault."""
+        """Insert a row, or add to ``faults`` why the table refuses it."""
         number, alias = len(values), self.alias
         if not self.least <= number <= len(self.columns) or (alias is not None and values[alias] is not None):
             self.faults.append(f"rowid {rowid} is not a row of this table")
@@ -190,13 +190,13 @@ class _Table:
 
 
 def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
-    """Fill an empty database with the rows in the pages of another; return the findings by table."""
+    """Save the rows in the pages of ``copy`` to the empty database ``draft``; return the tables and notes."""
     with (
         copy.open("rb") as file,
         mmap(file.fileno(), 0, access=ACCESS_READ) as data,
         closing(plain_connect(draft, isolation_level=None)) as conn,
     ):
-        conn.setlimit(SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES)  # for a DEFAULT; in UTF-8 a text may be longer
+        conn.setlimit(SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES)  # for a DEFAULT; UTF-16 may grow in UTF-8
         conn.setlimit(SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)
         conn.executescript(f"{_RULES} {_UNFORCED}; BEGIN;")
         pages, notes = read_pages(data), list[str]()
@@ -217,7 +217,7 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
         notes += _save_strays(conn, pages, [t for t in tables.values() if t.faults or t.indexed - t.rows])
         for found in expected_objects().values():
             if found.type == "index":
-                with suppress(DatabaseError):  # an altered table may lack its columns
+                with suppress(DatabaseError):  # an altered table may lack the index's columns
                     conn.execute(found.sql)
         conn.execute("COMMIT")
         conn.executescript(f"{_IDENTITY} PRAGMA journal_mode = WAL; PRAGMA wal_checkpoint(TRUNCATE);")
@@ -225,7 +225,7 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
 
 
 def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: list[str]) -> dict[str, _Table]:
-    """Create the tables of a schema and those of ours that it lacks; return them by name."""
+    """Create the tables of ``schema`` and those of ``sql/`` that it lacks; return them by name."""
     tables: dict[str, _Table] = {}
     known = expected_objects()
     ours = [(found.type, found.name, None, 0, found.sql) for found in known.values()]
@@ -234,7 +234,7 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
             continue
         try:
             words = _words(str(sql))
-            # A damaged or hostile schema must not run or compute anything else.
+            # Run nothing else of a schema that may be damaged or hostile.
             if words[:2] != ["CREATE", "TABLE"] or _NOT_PLAIN & {*words}:
                 raise DatabaseError("not an ordinary table")
             conn.execute(str(sql))
@@ -249,10 +249,10 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
 
 
 def _save_sequences(conn: Connection, tables: Collection[str], found: Iterable[Entry]) -> None:
-    """Note the last id that each table gave out, so that none is used twice."""
+    """Save the last AUTOINCREMENT id of each table, so that no id is used twice."""
     for _, values in found:
         if [*map(type, values)] == [str, int] and values[0] in tables:
-            with suppress(DatabaseError):  # no table gives out ids
+            with suppress(DatabaseError):  # no table has AUTOINCREMENT
                 changed = conn.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", values[::-1])
                 if not changed.rowcount:
                     conn.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", values)
@@ -273,7 +273,7 @@ def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> l
             if rowid not in table.rows and (not table.counts or rowid in table.indexed):
                 table.save(conn, rowid, values)
                 table.strays += 1
-    noted = f"{counted(unknown, 'row')} of pages outside of any tree fit no damaged table, deleted rows among them"
+    noted = f"{counted(unknown, 'row')} from pages outside of any tree, perhaps deleted, fit no one damaged table"
     return [noted] if unknown else []
 
 
@@ -282,7 +282,7 @@ def _words(sql: str) -> list[str]:
 
 
 def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]:
-    """Return a check of the rows that only a process with lost files still holds, by copies of them. Read-only."""
+    """Return a check that counts the rows that only processes with lost files hold, and whether there are any."""
     path, check, noted, newer = settings.db_path, strays_check(settings.db_path), list[str](), False
     with scratch_directory(path.parent, "restore") as scratch:
         live = scratch / "live.db"
@@ -295,40 +295,40 @@ def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]
                     conn.execute("ATTACH ? AS live", (str(live) if live.exists() else ":memory:",))
                     ours, theirs = _only_in(conn, "main", "live"), _only_in(conn, "live", "main")
             except (sqlite3.Error, OSError) as error:
-                ours, theirs = f"what cannot be compared ({error})", "rows"
+                ours, theirs = f"rows that cannot be compared ({error})", "unknown rows"
             newer |= bool(ours) or "" in stray.lost
             noted.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
-    observed = "\n".join((check.observed, *noted, "cause: somebody deleted or moved the file under it"))
-    remedy = f"the plan below saves it; then {_KILL}" if newer else _KILL
+    observed = "\n".join((check.observed, *noted, "cause: somebody deleted or moved a file that it had open"))
+    remedy = f"the plan below saves these rows; then {_KILL}" if newer else _KILL
     return replace(check, observed=observed, remedy=remedy), newer
 
 
 async def rescue(settings: Settings) -> list[Check]:
-    """Back up and prove the database of each process with lost files; the last check fails while one has them open."""
+    """Back up and prove the database of each process with lost files; the last check fails while one still runs."""
     done = list[Check]()
     for stray in strays(settings.db_path):
-        name, expected, data = f"rescued from PID {stray.pid}", "its rows in a file", {"pid": stray.pid}
+        name, expected, data = f"rescued from PID {stray.pid}", "its rows in a backup", {"pid": stray.pid}
         with scratch_directory(settings.db_path.parent, "restore") as scratch:
             try:
                 copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
                 try:
                     kept, _ = await back_up(copy, reason=_RESCUED, database=settings.db_path)
-                except (sqlite3.Error, RefusedError):  # other processes have written to its database since
+                except (sqlite3.Error, RefusedError):  # other processes have written to the database since
                     saved = await salvage(settings, copy.db_path)
                     remedy = f"then {_KILL}; {saved.remedy}"
                     done.append(replace(saved, id="rescued", name=name, data=data, remedy=remedy))
                     continue
-            except (sqlite3.Error, OSError, AbathurError) as error:  # the rows of the other processes are saved
+            except (sqlite3.Error, OSError, AbathurError) as error:  # go on, to save the rows of the other processes
                 done.append(Check("rescued", "fail", expected, f"{error}", _KEEP, name=name, data=data))
                 continue
         observed = f"{kept.path}: {counted(kept.content.total, 'row')}, as PID {stray.pid} sees them, proven"
-        remedy = f"then {_KILL}; to put them in place of it: {restore_command(settings)} -p backup {kept.path.name}"
+        remedy = f"then {_KILL}; to restore these rows: {restore_command(settings)} -p backup {kept.path.name}"
         done.append(Check("rescued", "warn", expected, observed, remedy, name=name, data=data))
     return [*done, replace(strays_check(settings.db_path), remedy=_KILL)]
 
 
 def _copied(stray: Stray, scratch: Path) -> Path:
-    if "" not in stray.files:  # SQLite takes a log alone for an empty database
+    if "" not in stray.files:  # without its database, SQLite reads a log as empty
         raise FileNotFoundError(2, f"PID {stray.pid} has no database open with the log", stray.lost.get("-wal"))
     target = scratch / f"of-{stray.pid}.db"
     ask("copy", *(stray.files.get(suffix, "") for suffix in ("", "-wal", "-shm")), target)

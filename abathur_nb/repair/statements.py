@@ -18,18 +18,18 @@ from abathur_nb.store.target import shell_command
 from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown
 
-_STALE, _FEW = 10, 1000  # a stale statistic: this many times too large or small, for a table of this many rows
+_STALE, _FEW = 10, 1000  # statistics are stale if 10 times too large or small, in a table of 1,000 rows
 _ASIDE = "abathur_before_repair"  # an altered table's name while its rows are copied
 _RENAME = "if a column was renamed, let the application that did it rename it back"
-_SAVE = "save what this column holds, then drop it "
-_WRITE = "write into these rows what belongs there"
+_SAVE = "save the values of this column, then drop it "
+_WRITE = "write valid values into these rows"
 
 
 class RowChange(NamedTuple):
     """Hold a change of the rows of ``table`` for which ``where`` is true.
 
     ``column`` gets the SQL value ``empty``; without a column the row is deleted, or changed by the statement
-    ``instead``. ``where`` selects the same rows before any change of a repair and at its own turn.
+    ``instead``. ``where`` must select the same rows after the earlier changes of a repair as before them.
     """
 
     table: str
@@ -62,7 +62,7 @@ class Step(NamedTuple):
         return f"{text};" if self.rows is None else f"{text}; -- {counted(self.rows, 'row')}"
 
 
-# What marks a database with our tables as ours.
+# They mark a database as one of this application.
 MARKS = (
     Step(f"PRAGMA application_id = {schema.APPLICATION_ID}"),
     Step(f"PRAGMA user_version = {schema.SCHEMA_VERSION}"),
@@ -99,7 +99,7 @@ def _staying(table: str, name: str = "") -> str:
 
 
 async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange, int]]:
-    """Return the changes that clear references to missing rows or delete the rows, with counts. Read-only."""
+    """Return the changes that clear broken references, or delete the row if one is required; with counts. Read-only."""
     tables = [*reversed(expected_tables())]
     changes = [
         RowChange(table, _lost(ref, table) + _staying(table), ref[0])
@@ -164,8 +164,8 @@ async def statistics_check(conn: aiosqlite.Connection, remedy: str) -> Check:
         now = await count_rows(conn, f"SELECT count(*) FROM {table} NOT INDEXED")
         if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):
             stale.append(f"{table}: {counted(then, 'row')} when analysed, {now:,} now")
-    expected = f"none, or not off by more than {_STALE} times"
-    observed = "; ".join(stale) or (f"of {counted(len(noted), 'table')}" if noted else "none")
+    expected = f"none, or wrong by a factor of at most {_STALE}"
+    observed = "; ".join(stale) or (f"statistics of {counted(len(noted), 'table')}" if noted else "none")
     return Check.that("statistics", not stale, expected, observed, remedy, "warn")
 
 
@@ -180,12 +180,12 @@ def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -
 
 
 def _is_free(index: SchemaObject, live: Mapping[str, SchemaObject]) -> bool:
-    """Return whether no table or view has the name of an index: SQLite would make none, and no repair beside it."""
+    """Return whether no table or view has the name of an index: then SQLite would refuse the index and the repair."""
     return live.get(index.name, index).type == "index"
 
 
 async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:
-    """Return the rows that violate a unique index of ``names`` or of a table, by ``sql/`` or as it is. Read-only."""
+    """Return the rows with the same key in a unique index; ``names`` are those of indexes or tables. Read-only."""
     unique, found = load_queries("troubleshoot.sql")["unique"].sql, list[str]()
     with closing(schema.build_schema()) as ours:
         keys = {*ours.execute(unique), *map(tuple, await conn.execute_fetchall(unique))}
@@ -201,7 +201,7 @@ async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list
 class Rebuild(NamedTuple):
     """Hold the ``steps`` that rebuild an altered table as in ``sql/``, or the obstacles to it.
 
-    ``obstacles`` maps each to its remedy, or to an empty text if only a backup helps. ``lacks``: a column is missing.
+    ``obstacles`` maps each to its remedy, empty if only a backup helps. ``lacks`` is true if a column is missing.
     """
 
     steps: list[Step]
@@ -214,7 +214,8 @@ async def rebuild_table(
 ) -> Rebuild:
     """Return the steps that rebuild an altered table as in ``sql/`` with all its rows. Read-only.
 
-    ``broken`` names the tables whose rows break rules. An index of others is made again, unless its column is dropped.
+    ``broken`` names the tables whose rows violate constraints. An index that is not in ``sql/`` is created again,
+    unless its column is dropped.
     """
     wanted = [column.name for column in expected_columns(table)]
     rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
@@ -223,11 +224,11 @@ async def rebuild_table(
     if missing := [name for name in wanted if name not in found]:
         where = f"whose values may be in {', '.join(extra)}" if extra else "whose values no other column holds"
         return Rebuild([], {f"{table} lacks {', '.join(missing)}, {where}": _RENAME if extra else ""}, lacks=True)
-    obstacles = {f"rows of {table} that *values* or *required values* names": _WRITE} if table in broken else {}
+    obstacles = {f"rows of {table} that *values* or *required values* reports": _WRITE} if table in broken else {}
     for name in extra:
         if count := await count_rows(conn, f"SELECT count({quoted(name)}) FROM {table}"):
             drop = shell_command(path, [f"ALTER TABLE {table} DROP COLUMN {quoted(name)};"])
-            obstacles[f"{counted(count, 'row')} with a value in {table}.{name}, not a column of sql/"] = _SAVE + drop
+            obstacles[f"{counted(count, 'row')} with a value in {table}.{name}, which sql/ lacks"] = _SAVE + drop
     for keys in await duplicates(conn, {table}):
         obstacles[f"the same key more than once: {keys}"] = _WRITE
     if obstacles:
@@ -250,7 +251,7 @@ async def rebuild_table(
 
 
 def _fits(index: SchemaObject) -> bool:
-    """Return whether an index can be made on the tables of ``sql/``."""
+    """Return whether an index can be created on the tables of ``sql/``."""
     with closing(schema.build_schema()) as conn, suppress(sqlite3.Error):
         conn.execute(index.sql)
         return True

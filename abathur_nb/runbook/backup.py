@@ -42,7 +42,7 @@ async def backup_database(
         return Report(_TITLE, tuple(place), subject=subject, refused=True)
     try:
         if compress:
-            zstd_module()  # before the copy is made
+            zstd_module()  # raises before the copy is made
         made, checks = await back_up(settings, reason=reason, compress=compress)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)

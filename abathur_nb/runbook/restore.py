@@ -68,7 +68,7 @@ async def proven_backup(
         checks = [_chosen(backup, settings, source.not_ours, notes)]
         if drill:
             since = duration(max((datetime.now(UTC) - backup.taken_at).total_seconds(), 0))
-            observed = f"{since}: what was written since the backup would be lost"
+            observed = f"{since}: rows written since the backup would be lost"
             checks.append(Check("rpo", "pass", observed=observed, name="RPO"))
         yield replace(source, facts=facts, checks=tuple(checks))
 
@@ -83,7 +83,7 @@ def _require_fit(backup: Backup, settings: Settings, env: str) -> None:
         raise RefusedError(observed, "update abathur_nb")
     if facts["env"] != env:
         observed = f"{backup.path} is a backup of {facts['env']}, not of {env}"
-        raise RefusedError(observed, f"if that is what you want, say so: -p from_env {quote(facts['env'])}")
+        raise RefusedError(observed, f"to restore it nevertheless: -p from_env {quote(facts['env'])}")
     if settings.db_path.exists() and os.path.samestat(os.stat(backup.path), os.stat(settings.db_path)):
         raise UnfitBackupError(f"{backup.path} is the live database itself, by another name")
 
@@ -106,13 +106,13 @@ def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: list[str])
     noted = {
         f"its database failed: {', '.join(backup.findings)}": backup.findings,
         backup.renamed: backup.renamed,
-        f"it holds {not_ours}: validate fails those, and the store opens no trigger and no view": not_ours,
+        f"it holds {not_ours}: validate fails, and the store opens no database with triggers or views": not_ours,
         f"it is of {backup.facts['database']}": backup.facts["database"] != str(settings.db_path),
         SEE_CLOCK: is_ahead(backup.taken_at),
     }
     words = [*(words for words, holds in noted.items() if holds), *notes]
-    expected = "the newest backup of this database, of which validation passed"
+    expected = "the newest backup of this database, which passed validation"
     observed = f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}"
-    remedy = "make sure that this is the backup that you want; validate the database after the restore"
+    remedy = "check that this is the right backup; validate the database after the restore"
     rows = [f"{name}: {counted(count, 'row')}" for name, count in backup.content.tables.items()]
     return Check.that("backup", not words, expected, "; ".join([observed, *words]), remedy, "warn", rows)

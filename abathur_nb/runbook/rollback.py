@@ -24,7 +24,7 @@ FRESH = "fresh"
 async def roll_back(
     settings: Settings, *, to: str | os.PathLike[str] | None, apply: bool = False, confirm: str | None = None
 ) -> Report:
-    """Show the plan of setting the database back; carry it out with ``apply``.
+    """Show the plan of a rollback; carry it out with ``apply``.
 
     ``to`` is ``fresh``, a new database with its seed memories, or a backup: its path, or its name in
     ``backup_dir``. The existing database is backed up and the backup proven; if it is too damaged, it is moved
@@ -33,7 +33,7 @@ async def roll_back(
     """
     fault, newest = "", None
     if not file_named(to):
-        with suppress(OSError):  # of a directory that is closed to this user
+        with suppress(OSError):  # this user cannot read the directory
             newest = newest_fit([b for b in list_backups(settings.backup_dir)[0] if b.facts["env"] == settings.env])
         back = f"{rollback_command(settings, newest.path.name)}; or " if newest else ""
         show = f"to see a plan: {back}{rollback_command(settings, FRESH)}"

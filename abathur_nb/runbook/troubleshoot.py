@@ -23,22 +23,22 @@ from abathur_nb.text import counted
 
 _TITLE = "troubleshoot"
 _COPIED = "copy {path} and its log, byte for byte, into a new directory abathur_aside_… beside it"
-# Each of these is done alone: afterwards everything has to be diagnosed again.
+# Each of these is the only step of its plan: the database must be diagnosed again after it.
 _ALONE = {
     "rescue": "write the data that each of these processes holds to a backup abathur_rescued_… in {backups}; prove it",
-    "complete": "complete the replacement of {path} that was begun",
+    "complete": "complete the unfinished replacement of {path}",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
     "set log aside": f"{_COPIED}; then move the log there, and leave {{path}} as it is",
     "write log": f"{_COPIED}; then write what SQLite reads of the log into {{path}}, and move the log there",
     "roll back": "roll back the unfinished transaction of a killed writer in {path}, from its journal",
-    "salvage": "write what can still be read of {path} into a backup abathur_salvaged_… in {backups}; keep {path}",
+    "salvage": "write all readable rows of {path} to a backup abathur_salvaged_… in {backups}; keep {path}",
 }
 # All repairs, in the order in which they are done.
 _DEEDS = _ALONE | {
     "wal": "switch {path} to WAL mode",
     "checkpoint": "write the log of {path} into it, and empty the log",
     "chmod": "set {path} and its side files to mode 0600",
-    "sweep": "remove the scratch directories of dead processes beside it",
+    "sweep": "remove the scratch directories of dead processes beside {path} and in {backups}",
 }
 # While a table is rebuilt, references to it are neither enforced nor renamed; while one fault of a row is repaired,
 # CHECKs on its other faults are not enforced.
@@ -69,7 +69,7 @@ async def troubleshoot(
 
 @asynccontextmanager
 async def _find(settings: Settings) -> AsyncIterator[Change]:
-    """Yield the change that repairs what is wrong."""
+    """Yield the change that repairs the database."""
     found = await diagnose(settings)
     deeds = {*found.deeds}
     if found.refused:
@@ -92,7 +92,7 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
 
 
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
-    """Return, in words and in SQL, what ``_repair`` will do; nothing if there is nothing to repair."""
+    """Return, in words and in SQL, what ``_repair`` will do; empty if there is nothing to repair."""
     path, backups = settings.db_path, settings.backup_dir
     planned = {*found.deeds} - {"complete"}
     deeds = [words.format(path=path, backups=backups) for name, words in _DEEDS.items() if name in planned]
@@ -101,7 +101,7 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     steps = []
     if found.changes:
         rows = counted(sum(count for _, count in found.changes), "row")
-        steps.append(f"write the {rows} that will change, as now, to {backups}/quarantine")
+        steps.append(f"write the {rows} that will change, as they are now, to {backups}/quarantine")
     if found.steps:
         steps.append("in one transaction:\n" + "\n".join(f"     {step}" for step in found.steps))
     return (*steps, *deeds)
@@ -115,21 +115,21 @@ def _past(checks: Iterable[Check]) -> Iterable[Check]:
 
 
 async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
-    """Do what the plan says; add to ``done`` the check of each step, so that it is reported when a later one fails."""
+    """Do what the plan says; add to ``done`` the check of each step, so that it is reported if a later step fails."""
     path, deeds = settings.db_path, found.deeds
     if "rescue" in deeds:
         there = wanted(await identify(settings), settings)
         done += [*await rescue(settings), *([] if there.id == "open_files" else [there])]
     if "move aside" in deeds:
         require_movable(path)  # a process that has the database open would write to the moved files
-        observed = f"in {move_aside(path, SIDE_FILES)}; no database stands at {path} now"
+        observed = f"in {move_aside(path, SIDE_FILES)}; {path} is missing now"
         remedy = wanted(await identify(settings), settings).remedy
         done.append(Check("moved_aside", "warn", "a database", observed, remedy))
     if {"set log aside", "write log"} & {*deeds}:
         done.append(await set_log_aside(settings, write="write log" in deeds))
     if "roll back" in deeds:
         async with connect(path, settings.busy_timeout_ms, mode="rw"):  # SQLite rolls back at the first read
-            observed = f"{path} is as it was before the transaction that was killed"
+            observed = f"{path} is as it was before the unfinished transaction"
         done.append(Check("rolled_back", "pass", "no hot journal", observed))
     if "salvage" in deeds:
         done.append(await salvage(settings))
@@ -149,7 +149,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     path = settings.db_path
     async with open_for_change(path, settings.busy_timeout_ms) as conn:
         await conn.apply(add_functions)
-        await bound(conn, path, timed=False)  # a repair with a time limit might never end
+        await bound(conn, path, timed=False)  # with a time limit, a long repair could never be completed
         for setting in _REPAIRING:
             await conn.execute_fetchall(f"PRAGMA {setting}")
         try:
@@ -159,12 +159,12 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
                 kept, digest = await write_quarantine(settings, affected(conn, found.changes))
                 same &= digest == found.changed
             if not same:
-                raise RefusedError(f"{path} has changed since it was looked at", "look at it again")
+                raise RefusedError(f"{path} has changed since the plan was made", "run this again")
             for step in found.steps:
                 cursor = await conn.execute(step.sql)
                 if step.rows not in (None, cursor.rowcount):
                     changed = f"{step.sql} changed {counted(cursor.rowcount, 'row')}, not {step.rows:,}"
-                    raise RefusedError(f"{changed}: nothing was repaired", "look at it again")
+                    raise RefusedError(f"{changed}: nothing was repaired", "run this again")
                 await cursor.close()
             await run_to_end(conn.execute_fetchall("COMMIT"))
         except BaseException:
@@ -176,8 +176,8 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     if kept:
         observed = f"{kept}: {counted(sum(count for _, count in found.changes), 'row')}, each as it was before"
         lost = tuple(f"{change.sql}; -- {counted(count, 'row')}" for change, count in found.changes)
-        remedy = f"to put back what can be put back: -p put_back {kept.name}"
-        checks.append(Check("quarantine", "warn", "every changed row is accounted for", observed, remedy, lost))
+        remedy = f"to put back the rows that the schema allows: -p put_back {kept.name}"
+        checks.append(Check("quarantine", "warn", "every changed row is in a quarantine file", observed, remedy, lost))
     return checks
 
 
@@ -195,18 +195,18 @@ async def _switch_to_wal(settings: Settings) -> list[Check]:
 
 async def _empty_the_log(settings: Settings) -> list[Check]:
     """Checkpoint the WAL and empty it; return a check, which names the processes that prevent it."""
-    expected = "nobody reads or writes for a moment"
+    expected = "no process uses the database for a moment"
     async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
         (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
     if not done["busy"]:
         return [Check("empty_log", "pass", expected, "the log is written into the database, and is empty")]
-    users = ", ".join(users_of(settings.db_path)) or "somebody"
+    users = ", ".join(users_of(settings.db_path)) or "another process"
     observed, remedy = f"{users} used it for more than {settings.busy_timeout_ms} ms", "end them, then run this again"
     return [Check("empty_log", "warn", expected, observed, remedy)]
 
 
 def _make_private(path: Path) -> None:
-    """Make the database and its side files 0600, so that an access list grants nothing. Raises OSError."""
+    """Make the database and its side files 0600, so that access control lists grant nothing. Raises OSError."""
     for name in (f"{path}{suffix}" for suffix in ("", *SIDE_FILES)):
         with suppress(FileNotFoundError):
             # By an O_PATH descriptor: closing any other would drop the locks of this process's connections.

@@ -347,7 +347,7 @@ async def test_a_newer_one_of_this_file_under_another_name_is_not_passed_over(ho
     assert report.refused
     assert f"-p backup {older.path.name}" in str(report)
     named = f"-p backup {newer.path.name}"
-    assert f"by its name only: {named}{' -p from_env staging' if other.env == 'staging' else ''}" in str(report)
+    assert f"restored only by name: {named}{' -p from_env staging' if other.env == 'staging' else ''}" in str(report)
 
 
 @pytest.mark.parametrize("linked", [True, False])

@@ -163,4 +163,4 @@ async def test_what_was_changed_since_or_has_its_place_taken_is_left(database: S
     report = await nb.troubleshoot(database, put_back=quarantine.name)
     told = "\n".join(check_of(report, "quarantine").evidence)
     assert "agents: 'a1': UNIQUE constraint failed: agents.id" in told
-    assert "tasks: 't2', session_id: its row is gone, or was changed since" in told
+    assert "tasks: 't2', session_id: its row was deleted or changed since" in told

@@ -206,7 +206,7 @@ async def test_an_approved_plan_completes_a_begun_replacement(database: Settings
     strict = replace(database, confirm_changes=True)
     old = database.db_path.read_bytes()
     steps = check_of(await nb.roll_back(strict, to="fresh"), "plan").observed
-    assert f"1. complete the replacement of {database.db_path} that was begun with {folder}" in steps
+    assert f"1. complete the unfinished replacement of {database.db_path} in {folder}" in steps
     assert journal_of(database.db_path).exists()
     report = await nb.roll_back(strict, to="fresh", apply=True, confirm=steps.split()[1])
     report.raise_for_failures()
@@ -373,7 +373,7 @@ def test_killed_after_its_last_move_it_leaves_the_new_database(replacement: Path
 
 def test_what_took_the_name_meanwhile_is_left_and_refused(replacement: Path, database: Settings) -> None:
     (replacement / "abathur.db").write_bytes(b"the old one")
-    with untouched(database.db_path), pytest.raises(nb.RefusedError, match="another file took the name"):
+    with untouched(database.db_path), pytest.raises(nb.RefusedError, match="another file has taken the name"):
         complete(database.db_path)
     assert (replacement / "abathur.db").read_bytes() == b"the old one"
     assert journal_of(database.db_path).exists()

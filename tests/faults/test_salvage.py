@@ -222,7 +222,7 @@ async def test_rows_that_only_the_log_holds_are_salvaged_too(database: Settings)
     report = await nb.troubleshoot(database, repair=True)
     assert Path(f"{path}-wal").read_bytes() == log
     told = check_of(report, "salvaged")
-    assert f"its log of {len(log):,} bytes is counted" in told.observed
+    assert f"its log of {len(log):,} bytes is included" in told.observed
     assert "tasks: intact, 1 row" in told.evidence
 
 
@@ -250,6 +250,6 @@ async def test_any_other_file_that_sqlite_cannot_open_is_refused_and_stays(name:
 
 async def test_of_an_empty_file_nothing_is_salvaged(database: Settings) -> None:
     database.db_path.write_bytes(b"")
-    with pytest.raises(nb.RefusedError, match="nothing of"):
+    with pytest.raises(nb.RefusedError, match="no row of"):
         await salvage(database)
     assert not database.backup_dir.exists()

@@ -145,7 +145,7 @@ async def test_rows_or_columns_in_the_way_of_a_table_are_named_and_the_table_is_
     before = rows_of(path)
     told = check_of(await nb.troubleshoot(database, repair=True), "tables")
     assert "rows of tasks that *values* or" in told.observed
-    assert "1 row with a value in metrics.filled, not a column of sql/" in told.observed
+    assert "1 row with a value in metrics.filled, which sql/ lacks" in told.observed
     assert """'ALTER TABLE metrics DROP COLUMN "filled";'""" in told.remedy
     assert rows_of(path) == before
     run_sql(path, "UPDATE tasks SET status = 'failed'", "UPDATE metrics SET filled = NULL")
@@ -164,7 +164,7 @@ async def test_a_column_or_a_table_that_is_gone_is_named_and_nothing_is_made_up(
             told = check_of(await nb.troubleshoot(database, repair=True), "tables")
         assert words in told.observed
         assert "restore a backup" in told.remedy
-    assert told.remedy.endswith(f"make it anew, empty, as in {DATA / 'sql'}")
+    assert told.remedy.endswith(f"create an empty table, as in {DATA / 'sql'}")
     run_sql(path, expected_objects()["tasks"].sql)
     (await nb.troubleshoot(database, repair=True)).raise_for_failures()
 
@@ -227,7 +227,7 @@ async def test_an_index_is_not_made_anew_where_its_table_holds_a_key_twice(datab
     told = check_of(report, "integrity")
     assert "plan" not in {check.name for check in report.checks}
     assert "sessions, rowid 1 and 2: 's1'" in told.observed
-    assert "restore a backup from before them" in told.remedy
+    assert "restore a backup from before these rows" in told.remedy
 
 
 async def test_a_database_that_was_made_from_a_dump_is_marked_as_ours_with_all_its_rows(database: Settings) -> None:
@@ -284,7 +284,7 @@ async def test_side_files_of_a_lost_database_are_moved_aside_and_it_can_be_made_
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").write_bytes(b"what may hold rows")
     report = await nb.troubleshoot(database)
-    assert "its database was moved or deleted alone" in check_of(report, "database file").observed
+    assert "the database alone was moved or deleted" in check_of(report, "database file").observed
     assert Path(f"{path}-wal").exists()
     await repaired(database)
     assert aside_of(path, "-wal") == [b"what may hold rows"]
@@ -322,7 +322,7 @@ async def test_a_reader_that_pins_the_log_is_named_with_its_process_and_no_other
     told = check_of(report, "WAL size")
     assert (told.status, report.ok) == ("warn", True)
     assert f"read by PID {reader.pid} (" in told.observed
-    assert "cause: a reader that pins it" in told.observed
+    assert "cause: a reader prevents its reset" in told.observed
     for remedy in (told.remedy, check.remedy):
         assert f"end PID {reader.pid} (" in remedy
     assert str(other.pid) not in check.observed + check.remedy

@@ -52,7 +52,7 @@ async def test_backups_are_listed_newest_first_with_what_they_hold_and_damaged_o
     (manifest,) = database.backup_dir.glob("abathur_second_*.manifest.json")
     manifest.write_text("{}")
     told = nb.show_backups(database)["its database"]
-    assert [("no backup" in text, "damaged" in text) for text in told] == [(False, False), (True, True)]
+    assert [("not a backup" in text, "damaged" in text) for text in told] == [(False, False), (True, True)]
 
 
 async def test_what_makes_a_backup_unfit_are_ids_of_checks_and_titles_in_an_older_manifest(database: Settings) -> None:
