@@ -1,4 +1,4 @@
-"""Check and Report, the results of every verb of this package."""
+"""Check and Report, the results of every function that examines or changes a database."""
 
 import json
 import re
@@ -106,7 +106,7 @@ async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, 
 
 @dataclass(frozen=True, slots=True)
 class Report(Shown):
-    """Hold the checks of one verb on one subject, usually the database's path.
+    """Hold the checks of one operation on one subject, usually the database's path.
 
     ``refused`` means that something prevented the work and nothing was done; a failed check says what.
     A notebook shows a table, failures first; ``str()`` returns plain text.
@@ -124,7 +124,7 @@ class Report(Shown):
 
     @property
     def ok(self) -> bool:
-        """Return whether the verb was not refused, every check could run and no check failed."""
+        """Return whether the operation was not refused, every check could run and no check failed."""
         return not self.refused and not any(check.failed for check in self.checks)
 
     @property

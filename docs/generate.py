@@ -54,7 +54,7 @@ def _value(value: object) -> str:
 
 def _api() -> Iterator[str]:
     yield "# The API\n\n" + _MARK
-    yield "`import abathur_nb as nb`. Verbs return a Report, or an object with a `report`.\n"
+    yield "`import abathur_nb as nb`. The functions of the notebooks return a Report, or an object with a `report`.\n"
     for name in nb.__all__:
         thing = getattr(nb, name)
         if inspect.ismodule(thing):

@@ -65,7 +65,7 @@ class Settings:
     max_wal_mb: int = _setting(256, "warn if the write-ahead log is larger (MB)", least=1)
     disk_full_days: float = _setting(30, "alert if the disk will be full sooner (days)", least=0.001)
     backup_max_age_hours: float = _setting(26, "alert if the last proven backup is older (hours)", least=0.001)
-    validation_max_age_days: float = _setting(7, "alert if the last green validation is older (days)", least=0.001)
+    validation_max_age_days: float = _setting(7, "alert if the last passed validation is older (days)", least=0.001)
     metrics_max_age_minutes: float = _setting(60, "alert if the metrics are older (minutes)", least=0.001)
     busy_timeout_ms: int = _setting(5000, "wait for a lock (ms)", least=0, most=600_000)
     readers: int = _setting(2, "connections that serve reads", least=1, most=32)

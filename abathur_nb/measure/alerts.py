@@ -183,7 +183,7 @@ RULES = (
     Rule("metrics_absent", "metrics", TAKEN, 0, _NUMBER, "15m", "critical", "absent"),
     Rule("metrics_stale", "age of the metrics", TAKEN, "metrics_max_age_minutes", _MINUTES, "0m", "critical"),
     Rule("backup_old", "age of the last proven backup", LAST_BACKUP, "backup_max_age_hours", _HOURS, "0m", "critical"),
-    Rule("validation_old", "age of the last green validation", LAST_VALIDATION, "validation_max_age_days", _DAYS),
+    Rule("validation_old", "age of the last passed validation", LAST_VALIDATION, "validation_max_age_days", _DAYS),
     Rule("disk_low", "free disk", DISK_FREE, "min_free_mb", _MB, "5m", "critical", "below"),
     Rule("disk_full_soon", "disk until full", DISK_FREE, "disk_full_days", _LEFT, "30m", fires="below", per=GROWTH),
     Rule("wal_large", "write-ahead log", WAL_BYTES, "max_wal_mb", _MB, "15m"),

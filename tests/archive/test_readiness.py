@@ -155,7 +155,7 @@ def test_the_last_validation_is_the_last_of_the_ledger_whatever_its_clock_said(s
     for days in (1, -300, 0.1):
         run(settings, "validate", days=days)
         found = asyncio.run(take_snapshot(settings))[0]
-        (alert,) = (c for c in alerts_of(found, settings) if c.name == "age of the last green validation")
+        (alert,) = (c for c in alerts_of(found, settings) if c.name == "age of the last passed validation")
         assert alert.status == ("warn" if days < 0 else "pass"), days
 
 
