@@ -62,10 +62,11 @@ async def replace_file(path: Path, write: Callable[[Path], Awaitable[None]], don
         write_durably(journal_of(path), sealed({"folder": folder.name}))
         moved = ", ".join(entry.name for entry in complete(path))
     except BaseException:
-        if os.path.lexists(journal_of(path)):
-            observed = f"the replacement of {path} in {folder} is unfinished"
+        gone = [name for suffix in ("", *SIDE_FILES) if os.path.lexists(name := folder / f"{path.name}{suffix}")]
+        if gone or os.path.lexists(journal_of(path)):
+            observed = f"the replacement of {path} in {folder} may be unfinished"
             done.append(Check("begun", "warn", "a complete replacement", observed, "run this again"))
-        elif not any(os.path.lexists(folder / f"{path.name}{suffix}") for suffix in ("", *SIDE_FILES)):
+        else:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     done.append(Check("moved_aside", "pass", "the previous files, unchanged", f"{folder}: {moved}"))

@@ -105,9 +105,16 @@ async def carry_out(settings: Settings, change: Change, done: list[Check]) -> No
     if change.do is None:
         return
     if change.begun:
-        moved = ", ".join(map(str, complete(settings.db_path))) or "nothing"
+        expected, names = "no unfinished replacement", _names_in(settings.db_path.parent)
+        try:
+            moved = ", ".join(map(str, complete(settings.db_path))) or "nothing"
+        except OSError:
+            if names != _names_in(settings.db_path.parent):  # something has changed: it is not refused
+                observed = "the unfinished replacement may still be unfinished"
+                done.append(Check("begun_before", "warn", expected, observed, "run this again"))
+            raise
         observed = f"completed an unfinished replacement; moved aside: {moved}"
-        done.append(Check("begun_before", "warn", "no unfinished replacement", observed, "no action is needed"))
+        done.append(Check("begun_before", "warn", expected, observed, "no action is needed"))
     with private_directory(settings.backup_dir, owned_as=settings.db_path.parent) if change.backup else nullcontext():
         backup, _ = await back_up(settings, reason=change.backup) if change.backup else (None, [])
         if backup:
@@ -126,6 +133,11 @@ async def carry_out(settings: Settings, change: Change, done: list[Check]) -> No
         sweep(folder)
     if change.validates:
         done += change.judged(await file_checks(settings))
+
+
+def _names_in(folder: Path) -> dict[str, int]:
+    """Return the names in a directory, each with its inode."""
+    return {entry.name: entry.inode() for entry in os.scandir(folder)}
 
 
 def file_named(value: object) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import zstandard
 from backup_helpers import ADD, content_of, taken
-from damage import MEMORY, held, query, run_sql, untouched
+from damage import MEMORY, flip_bits, held, query, run_sql, untouched
 from forms import made
 from hostile import BYTES, reshaped
 from manifests import as_before, rewritten
@@ -215,6 +215,24 @@ async def test_an_approved_plan_completes_a_begun_replacement(database: Settings
     # What was to be put there before is what was there before when the rollback came.
     assert list_backups(database.backup_dir)[0][-1].content == backup.content
     assert (await content_of(database)).rows["memory_entries"] == 3
+
+
+@pytest.mark.parametrize(("left", "failing"), [(False, 2), (False, 6), (True, 1), (True, 4)])
+async def test_what_an_error_of_the_disk_stops_is_refused_only_if_nothing_has_moved(
+    left: bool, failing: int, database: Settings, backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``left``, a begun replacement is to be completed; without, a damaged database to be replaced."""
+    begun(database) if left else flip_bits(database.db_path, 3 * 4096)
+    before, calls = tree(database.db_path.parent), iter(range(1, 99))
+
+    def force(path: Path) -> None:
+        if next(calls) == failing:
+            raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("abathur_nb.backups.aside.fsync", force)
+    report = await nb.restore_database(database, backup=backup.path, apply=True)
+    assert not report.ok
+    assert report.refused is (tree(database.db_path.parent) == before) is (failing == 2)
 
 
 SIZES = (4096, 8192)  # of a page: a database of another size is replaced, one of the same is written into
