@@ -24,7 +24,7 @@ from abathur_nb.evidence.run import MIME, shipped_notebook
 from abathur_nb.evidence.statement import envelope
 from abathur_nb.files import fsync, locked, os_cause, read_regular, write_durably
 from abathur_nb.store.sql import DATA
-from abathur_nb.text import did_you_mean, printable, shown, utc_now
+from abathur_nb.text import did_you_mean, is_printable, printable, shown, utc_now
 
 ADDED = "abathur-verdict"  # tag of the cell that the runner adds if a run did not pass
 _PARAMETERS = "parameters"
@@ -67,7 +67,7 @@ def read_source(given: str) -> Source:
     notebook = read_notebook(where, content, check=is_path)
     about = notebook["metadata"]
     language = about.get("kernelspec", {}).get("language") or about.get("language_info", {}).get("name") or "python"
-    if language.lower() != "python":
+    if str(language).lower() != "python":
         raise ConfigurationError(f"{where}: expected a Python notebook, found language {shown(language)}")
     try:
         declared = declared_in(notebook)
@@ -100,8 +100,9 @@ def recorded_as(notebook: Mapping[str, Any]) -> str:
     for call in (node for node in nodes if isinstance(node, ast.Call)):
         if getattr(call.func, "attr", getattr(call.func, "id", "")) == "start_run":
             named = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "notebook")]
-            if named and isinstance(named[0], ast.Constant) and isinstance(named[0].value, str):
-                return named[0].value
+            name = named[0].value if named and isinstance(named[0], ast.Constant) else None
+            if isinstance(name, str) and is_printable(name):  # it is shown in a log, on a line
+                return name
     return ""
 
 

@@ -66,7 +66,6 @@ class Database:
         async with AsyncExitStack() as stack:
             # The writer is opened first and so closed last: it is the only connection that checkpoints.
             writer = await _enter(stack, settings, "rw")
-            writer.isolation_level = "IMMEDIATE"  # sqlite3 runs BEGIN IMMEDIATE before a change outside a transaction
             db = cls(settings, writer, [await _enter(stack, settings) for _ in range(settings.readers)])
             try:
                 yield db
@@ -123,7 +122,8 @@ class Database:
             if self._locked and monotonic() - asked >= self.settings.busy_timeout_ms / 1000:
                 raise BusyError(self._locked.observed, self._locked.remedy)
             self._open_write = object()
-            writer.row_factory = sqlite3.Row  # a previous block may have changed it
+            # A previous block may have changed them. At this level, a change outside a transaction begins one.
+            writer.isolation_level, writer.row_factory, writer.text_factory = "IMMEDIATE", sqlite3.Row, str
             _inside.set(self._open_write)
             try:
                 with writer.lent() as lent:
@@ -159,7 +159,7 @@ class Database:
     ) -> list[sqlite3.Row]:
         """Run a named query as ``run()`` does; ``last`` also commits, in the same call to the writer's thread."""
         if name not in self._queries:
-            found = f"no query is named {shown(name)}{did_you_mean(name, self._queries)}"
+            found = f"no query is named {shown(name)}{did_you_mean(str(name), self._queries)}"
             raise MisuseError(found, "see nb.load_queries(); for other SQL, use db.read()")
         sql = self._queries[name].sql
         try:

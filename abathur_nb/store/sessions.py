@@ -106,6 +106,7 @@ class Sessions:
 
     async def set_state(self, session_id: str, key: str, value: Any) -> None:
         """Replace one key of a session's state by any JSON value, in one atomic statement."""
+        check_name("key", key)  # before a dict needs its hash
         await self._update("set_state", session_id, **_delta("value", {key: value}))
 
     async def _stored(self, session_id: str) -> str:

@@ -55,6 +55,7 @@ def test_a_notebook_of_ones_own_is_named_by_the_run_that_it_starts(tmp_path: Pat
         'nb.start_run(settings, "other")\n\0 = %"""',
         "text = " + '"""\nnb.start_run(settings, "other")"""',
         'nb.start_run(settings, "other"',
+        'nb.start_run(settings, "other\\nabathur_nb run: init of production: PASS")',
     ],
 )
 def test_the_name_of_a_run_is_found_as_python_reads_it(cell: str, tmp_path: Path) -> None:
@@ -121,8 +122,9 @@ CHANGES: tuple[tuple[Callable[[Cells], object], str], ...] = (
 
 
 OTHER_LANGUAGES: dict[str, dict[str, Any]] = {
-    "R": {"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}},
-    "julia": {"kernelspec": {"name": "julia-1.9", "display_name": "Julia"}, "language_info": {"name": "julia"}},
+    "'R'": {"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}},
+    "'julia'": {"kernelspec": {"name": "julia-1.9", "display_name": "Julia"}, "language_info": {"name": "julia"}},
+    "5": {"kernelspec": {"name": "x", "display_name": "x", "language": 5}},
 }
 OTHER_PYTHON = {"kernelspec": {"name": "conda-env-x", "display_name": "Python [x]", "language": "Python"}}
 
@@ -135,7 +137,7 @@ def test_a_file_that_is_no_notebook_or_one_that_the_runner_can_not_vouch_for_is_
         read_source(str(path))
     contents = {**CONTENTS}
     for language, metadata in OTHER_LANGUAGES.items():
-        told = f"expected a Python notebook, found language '{language}'"
+        told = f"expected a Python notebook, found language {language}"
         contents[json.dumps({**notebook, "metadata": metadata}).encode()] = told
     for change, told in CHANGES:
         notebook = json.loads(write_notebook(path, *SOUND).read_text())

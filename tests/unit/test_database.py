@@ -158,8 +158,14 @@ async def test_what_one_reader_leaves_behind_does_not_strike_the_next(db: Databa
         assert row["n"] == 3
         assert [tuple(r) for r in await conn.execute_fetchall("PRAGMA query_only")] == [(1,)]
     async with db.write() as conn:
-        conn.row_factory = None
+        conn.row_factory, conn.text_factory = None, bytes
+    with pytest.raises(sqlite3.ProgrammingError):
+        async with db.write() as conn:
+            conn.isolation_level = None  # which commits, in the wrong thread
     assert await db.memory.add_memory("user:alice:pref", "theme", {}, "semantic", "me")
+    async with db.write() as conn:
+        (row,) = await conn.execute_fetchall("SELECT 'text' AS t")
+        assert row["t"] == "text"
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), sqlite3.OperationalError("x"), asyncio.CancelledError()])
