@@ -1,8 +1,8 @@
 """Replace a file that SQLite can't write into: move the old file aside and give its name to the new one.
 
-Several renames are not one transaction: a journal, written before the first rename, names the directory, and the next
-change completes the replacement. The side files are moved first: a log that is left behind would add its rows to the
-next database at that path.
+Several renames are not one transaction: a journal, written before the first rename, names the directory, so that the
+next change completes the replacement. The side files are moved first: a log left behind would add its rows to the next
+database at that path.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ def _folder_of_ours(data: object) -> bool:
 
 
 def draft_in(folder: Path, path: Path) -> Path:
-    """Return the path in ``folder`` of the new database before it gets its name; no moved file has this path."""
+    """Return the path in ``folder`` of the new database before it gets its name; no moved file has it."""
     return folder / f"new.{path.name}"
 
 
@@ -126,7 +126,7 @@ def move_aside(path: Path, suffixes: Iterable[str], folder: Path | None = None) 
             with suppress(FileNotFoundError):
                 os.rename(path.with_name(name), aside)  # noqa: PTH104
     except OSError:
-        with suppress(OSError):  # it is not empty if a file was moved
+        with suppress(OSError):  # fails if a file was moved
             folder.rmdir()
         raise
     fsync(folder)

@@ -40,7 +40,7 @@ class Change:
     backup: str = ""  # the reason of the backup before the change; empty for no backup
     validates: bool = True  # False if no database is left to validate
     switch: str = "apply"  # the parameter that asks for the change
-    pending: Status = "pass"  # the status of a plan that is only shown
+    pending: Status = "pass"  # status of a plan that is only shown
     past: Callable[[Iterable[Check]], Iterable[Check]] = tuple  # rewords the findings after the change
     judged: Callable[[Iterable[Check]], Iterable[Check]] = tuple  # rewords the checks of validate
 

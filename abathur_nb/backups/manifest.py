@@ -39,7 +39,7 @@ _SHAPE = {
     "content": {"digest": printable_text, "schema": printable_text, "rows": {str: whole_number}},
     "proof": {"restored_s": number, "validated_s": number, "findings": [printable_text]},
 }
-# If one of these checks of validate failed, the store cannot open the restored database, or cannot read all its rows.
+# If one of these checks of validate failed, the store cannot open the restored database or read all its rows.
 # The other checks are about files, or about rows that can be read.
 _UNFIT = ("application_id", "database_file", "encoding", "header", "indexes", "integrity", "tables", "user_version")
 # Two backups are of one period if strftime gives the same text.
@@ -122,7 +122,7 @@ class Backup:
 
     def remove(self) -> None:
         """Remove the backup and its manifest. Raises OSError."""
-        # The manifest is removed last: a manifest without its backup is recognized as a leftover.
+        # The manifest is removed last: without its backup it is recognized as a leftover.
         self.path.unlink(missing_ok=True)
         self.manifest.unlink(missing_ok=True)
 
@@ -329,7 +329,7 @@ def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterat
     renamed backups and incomplete ones. Manifests without a backup are removed.
     """
     folder, swept, left = settings.backup_dir, list[str](), list[str]()
-    with suppress(OSError, BusyError), locked(folder):  # with the lock, no backup is being published
+    with suppress(OSError, BusyError), locked(folder):  # so that no backup is being published
         for name in _lone(_names(folder)):
             with suppress(OSError):
                 (folder / name).unlink()

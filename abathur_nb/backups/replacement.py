@@ -203,7 +203,7 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
 async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:
     """Return checks that forbid the replacement; ``now`` requires that no process has the file open or locked."""
     path = settings.db_path
-    found = [check for check in (strays_check(path),) if check.failed]  # the rows in lost files must be saved first
+    found = [check for check in (strays_check(path),) if check.failed]  # rows in lost files must be saved first
 
     def forbid(check_id: str, expected: str, error: AbathurError, status: Status = "fail") -> None:
         found.append(Check(check_id, status, expected, error.observed, error.remedy))
@@ -241,7 +241,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
 
 
 async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list[Check]:
-    """Rehearse the replacement on a copy in a scratch directory; return its checks."""
+    """Rehearse the replacement on a scratch copy; return its checks."""
     path = settings.db_path
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         copy = replace(settings, db_path=scratch / path.name, backup_dir=scratch / "backups")
@@ -255,7 +255,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
         change = _replacement(copy, replace(standing, folder=None), new)
         await carry_out(copy, replace(change, backup="drill" if standing.state == "readable" else ""), done)
         took = perf_counter() - started
-    # Check the modes of the database, not of the copy; the database keeps them unless its file is replaced.
+    # Check the modes of the database, not of the copy; it keeps them unless its file is replaced.
     keeps = standing.state == "readable" and not standing.folder and not standing.goes_aside(new)
     modes = [await file_modes(path if keeps else path.with_name(_NEW))] if os.path.lexists(path.parent) else []
     failed = ", ".join(check.name for check in done if check.failed and check.id != FILE_MODES)

@@ -49,7 +49,7 @@ async def read_content(conn: Connection, *, progress: Callable[[int], object] = 
     as its bytes, even if they are invalid UTF-8. ``progress`` gets the number of rows since its last call, from the
     connection's thread. Raises sqlite3.Error.
     """
-    # One call to that thread: with several calls for each of 20,000 tables, the calls took as long as the rows.
+    # One call to that thread: with several for each of 20,000 tables, the calls took as long as the rows.
     return await conn.apply(partial(_read, progress))
 
 
@@ -97,7 +97,7 @@ def difference(wanted: Content, found: Content) -> str:
     counts = {name: (found.rows.get(name), wanted.rows.get(name)) for name in sorted({*wanted.rows, *found.rows})}
     if tables := [f"{name}: {now} rows, expected {then}" for name, (now, then) in counts.items() if now != then]:
         return ", ".join(tables)
-    return "the schema differs" if wanted.schema != found.schema else "the same number of rows, but other values"
+    return "the schema differs" if wanted.schema != found.schema else "the same number of rows, other values"
 
 
 async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) -> None:

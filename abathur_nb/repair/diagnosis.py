@@ -183,7 +183,7 @@ async def _inside(settings: Settings) -> Diagnosis:
                 digest.update(line)
             found.changed = digest.hexdigest()
             found.schema = await pragma(conn, "schema_version")
-        unread = Look.at_files(path)  # after reading, during which the log of a busy database only grows
+        unread = Look.at_files(path)  # not while reading, when the log of a busy database grows
         log = await asyncio.to_thread(log_check, path)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(path, error)
@@ -264,8 +264,8 @@ async def _treat(conn: Connection, failing: Mapping[str, Check], settings: Setti
     if tables.missing:
         names = ", ".join(tables.missing)
         advice = f"{_restoring(settings)}; the rest cannot be checked without {names}"
-        if extra := tables.extra:  # if a table was only renamed, a restore would lose the rows since the backup
-            by = f"{extra[0]}_"  # SQLite refuses a new name that differs only in its case
+        if extra := tables.extra:  # after a mere rename, a restore would lose newer rows
+            by = f"{extra[0]}_"  # SQLite refuses a name that differs only in case
             steps = [extra[0], *([by] if extra[0].lower() == tables.missing[0] else ()), tables.missing[0]]
             sql = [f"ALTER TABLE {quoted(one)} RENAME TO {quoted(to)};" for one, to in pairwise(steps)]
             renaming = f"if {some(extra)} is the missing table under another name, rename it back"

@@ -136,7 +136,7 @@ class Pages:
         return found
 
     def orphans(self) -> list[int]:
-        """Return the leaf pages of tables that no tree reaches and no list of free pages names."""
+        """Return the leaf pages of tables that no tree reaches and no freelist names."""
         free = set[int]()
         rest = [number for number in range(2, self.count + 1) if number not in self.seen]
         for number in rest:

@@ -54,7 +54,7 @@ def salvaged_before(settings: Settings) -> Check | None:
     changed = max(moment for moment, _ in _state(settings.db_path).values()) / 1e9
     for backup in reversed(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path)):
         if backup.facts["reason"] == _REASON and backup.taken_at.timestamp() > changed:
-            observed = f"{backup.path} was salvaged from this same file before; the report of that run lists each table"
+            observed = f"{backup.path} was salvaged from this same file before; that report lists each table"
             data = {"path": str(backup.path)}
             return Check("salvaged", "warn", _EXPECTED, observed, _remedy(settings, backup), data=data)
     return None
@@ -140,7 +140,7 @@ class _Table:
     name: str
     root: int
     columns: Sequence[tuple[str, str, bool]]  # name, type, NOT NULL
-    least: int  # lowest number of values in a record: older rows lack the columns of ADD COLUMN
+    least: int  # fewest values in a record: older rows lack the columns of ADD COLUMN
     alias: int | None  # number of the INTEGER PRIMARY KEY column, NULL in a record
     rows: set[int] = field(default_factory=set)
     indexed: set[int] = field(default_factory=set)
@@ -234,7 +234,7 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
             continue
         try:
             words = _words(str(sql))
-            # Run nothing else of a schema that may be damaged or hostile.
+            # Run nothing else of a damaged or hostile schema.
             if words[:2] != ["CREATE", "TABLE"] or _NOT_PLAIN & {*words}:
                 raise DatabaseError("not an ordinary table")
             conn.execute(str(sql))

@@ -62,7 +62,7 @@ class Step(NamedTuple):
         return f"{text};" if self.rows is None else f"{text}; -- {counted(self.rows, 'row')}"
 
 
-# They mark a database as one of this application.
+# They mark a database as ours.
 MARKS = (
     Step(f"PRAGMA application_id = {schema.APPLICATION_ID}"),
     Step(f"PRAGMA user_version = {schema.SCHEMA_VERSION}"),
@@ -214,8 +214,7 @@ async def rebuild_table(
 ) -> Rebuild:
     """Return the steps that rebuild an altered table as in ``sql/`` with all its rows. Read-only.
 
-    ``broken`` names the tables whose rows violate constraints. An index that is not in ``sql/`` is created again,
-    unless its column is dropped.
+    ``broken`` names the tables with invalid rows. Extra indexes are created again, except those of dropped columns.
     """
     wanted = [column.name for column in expected_columns(table)]
     rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})

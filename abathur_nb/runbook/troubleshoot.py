@@ -149,7 +149,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     path = settings.db_path
     async with open_for_change(path, settings.busy_timeout_ms) as conn:
         await conn.apply(add_functions)
-        await bound(conn, path, timed=False)  # with a time limit, a long repair could never be completed
+        await bound(conn, path, timed=False)  # no time limit, or a long repair would never succeed
         for setting in _REPAIRING:
             await conn.execute_fetchall(f"PRAGMA {setting}")
         try:
