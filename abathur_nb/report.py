@@ -29,7 +29,7 @@ _MARKS: dict[Status, str] = {
 }
 # A failed check may be the cause of one that could not run, so it comes first; other statuses come last.
 _WORST_FIRST: dict[Status, int] = {"fail": 0, "error": 1, "warn": 2}
-_FAILURES_NAMED = 6  # checks that the error of a failed report names
+_FAILURES_NAMED = 6  # the most checks named in the error of a failed report
 _SHOWN_PASSED = 30  # if more checks passed, they are folded away
 _PRE = "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"
 _SHOWN_OPEN = 5  # if there are more pieces of evidence, they are folded away

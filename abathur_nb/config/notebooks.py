@@ -19,7 +19,7 @@ class Notebook:
     """Hold what the package knows about a notebook."""
 
     name: str
-    # The states of the path (see `target`) in which a run is refused without a record.
+    # States of the path (see `target`) in which a run is refused before a record is written.
     refused_at: tuple[str, ...] = ("refused", "remains", "absent")
     judges_place: bool = False  # whether checks of the directory and file system may refuse a run
     changes_by: tuple[str, ...] = ()  # the parameters that let a run change the database if True
@@ -32,7 +32,7 @@ class Notebook:
         return any(parameters.get(name) is True for name in self.changes_by)
 
     def only_looks(self, parameters: Mapping[str, object]) -> bool:
-        """Return whether a run with these parameters leaves the database, or its absence, as it is."""
+        """Return whether a run with these parameters neither makes nor changes a database."""
         return parameters.get(self.looks_by) is True if self.looks_by else not self.changes(parameters)
 
 
@@ -53,7 +53,7 @@ NOTEBOOKS = {
         Notebook("explore"),
         Notebook("history", _ANY),
         Notebook("readiness", _ANY),
-        # after a fault; rollback needs a database, so that a typo in its path leaves no record
+        # after a fault; rollback is refused without a database, which a typo in the path looks like
         Notebook("troubleshoot", _ANY, changes_by=("repair",)),
         Notebook("restore", _ANY, changes_by=("apply",)),
         Notebook("rollback", ("refused", "absent"), changes_by=("apply",)),

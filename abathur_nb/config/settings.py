@@ -1,4 +1,4 @@
-"""The settings of a run, from the environments (as data), the settings file, variables and arguments."""
+"""The settings of a run: defaults of the environment, the settings file, environment variables, arguments."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ from abathur_nb.text import Table, did_you_mean, is_printable, printable, shown,
 
 _NO_FILE = re.compile(r":memory:$|file:|[A-Za-z][\w+.:-]+:/")
 _CONFIG = "~/.config/abathur/abathur.toml"
-# Bytes. Linux allows names of 255, SQLite paths of 512; `-journal` and the name of a scratch directory must still fit.
+# Bytes. Linux allows 255 for a name, SQLite 512 for a path; room is left for `-journal` and a scratch directory.
 _NAME_MAX, _PATH_MAX = 247, 475
 _FILE_MAX = 65_536  # bytes; a settings file has a few hundred
 
@@ -170,7 +170,7 @@ def resolve(
     environments = _read_environments(faults)
     known = {**ENVIRONMENTS, **environments}
     name, kind = (env, "") if isinstance(env, str) else ("", f" ({type(env).__name__})")
-    if name not in known and (environments or not faults):  # a file that cannot be read may define it
+    if name not in known and (environments or not faults):  # an unreadable settings file may define the name
         words = f"{shown(env)}{kind}{did_you_mean(name, known)}"
         faults.append(f"env: expected one of {', '.join(known)}, found {words}")
     # Each layer overwrites the one before it.
@@ -182,7 +182,7 @@ def resolve(
 
     values: dict[str, Any] = {name: value for name, (value, _) in layers.items()}
     origins = {name: source for name, (_, source) in layers.items()}
-    # A value other than true or false is reported; relative paths are then not reported as well.
+    # If relative_paths is neither true nor false, only that is reported, and no relative path.
     relative = values.get("relative_paths", False) is not False
     for setting in (setting for setting in fields(Settings) if setting.name in values):
         try:
@@ -265,7 +265,7 @@ def absolute_path(name: str, value: object, source: str, *, relative: bool) -> P
         "a path (leave it out, or None, for the default)": bool(text),
         "a path of printable characters": is_printable(text),
         "a path of a file, not an in-memory database or a URL": not _NO_FILE.match(text),
-        "an absolute path (`~` is your own home only, and HOME must name it)": home,
+        "an absolute path (`~` is your home, as HOME names it; `~USER` is not read)": home,
         "an absolute path": text[:1] in ("/", "~") or (relative and bool(path)),
         # A clean-up of scratch files would remove the file.
         "a path outside of the scratch directories (.abathur-…)": not any(map(is_scratch_name, names)),

@@ -92,8 +92,8 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = True) -> bytes:
     """Return an executed notebook as one HTML page, headed by what its record says. Read-only.
 
-    ``as_template`` says whether its cells are known to be those of the template. The same input gives the same bytes.
-    page.html.j2 escapes every text; HTML and Markdown of the notebook are sanitized.
+    ``as_template`` says whether the notebook has the cells of the template that its record names. The same
+    input gives the same bytes. page.html.j2 escapes every text; HTML and Markdown of the notebook are sanitized.
     """
     from jinja2 import ChainableUndefined, Environment
 

@@ -34,7 +34,7 @@ def chosen_archive(arguments: argparse.Namespace) -> Path | str:
         settings = resolve(env, db_path=arguments.db_path)
         return archive_at("archive_dir", settings.archive_dir, first_run(settings))
     if arguments.env is not None or arguments.db_path is not None:
-        raise ConfigurationError("--archive: expected either it or --env and --db-path, found both")
+        raise ConfigurationError("--archive: expected --archive alone, or --env and --db-path without it")
     return archive_at("--archive", arguments.archive)
 
 
@@ -168,7 +168,7 @@ def _objects(url: str, scheme: str) -> Store:
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
-            system.pipe_file(f"{root}/{name}", content)  # this store cannot refuse to overwrite
+            system.pipe_file(f"{root}/{name}", content)  # this store has no mode that protects existing objects
 
     return Store(url, found, read, add)
 
@@ -177,7 +177,8 @@ def _objects(url: str, scheme: str) -> Store:
 def fetched(url: str) -> Iterator[Path]:
     """Fetch a copy as an archive into a temporary directory, which is removed at the end.
 
-    Objects that do not belong to it are fetched too, so that ``verify`` names them. Raises RefusedError without a copy.
+    Objects that do not belong to it are fetched too, so that ``verify`` names them. Raises RefusedError if
+    there is no copy.
     """
     store = open_store(url)
     names = store.found()
@@ -185,14 +186,16 @@ def fetched(url: str) -> Iterator[Path]:
     odd = [name for name in names if not _SAFE.fullmatch(name) or name == LEDGER]
     if not lines or odd:
         found = f"an object named {shown(odd[0])}" if odd else "no line of a ledger"
-        raise RefusedError(f"{store.where} is not a copy of an archive: {found}", "name the URL given to copy")
+        raise RefusedError(
+            f"{store.where} is not a copy of an archive: {found}", "name the URL to which the archive was copied"
+        )
     with TemporaryDirectory(prefix="abathur-copy-") as folder:  # 0700
         archive = Path(folder)
         ledger = b"".join(map(store.read, lines))
         runs = parse(ledger).runs
         for name in sorted(names.keys() - {*lines}):
             run_id = name.partition("/")[0]
-            if run_id in runs or not RUN_ID.fullmatch(run_id):  # else its line, copied last, is still missing
+            if run_id in runs or not RUN_ID.fullmatch(run_id):  # a run without a line is still being copied
                 (archive / name).parent.mkdir(exist_ok=True)
                 (archive / name).write_bytes(store.read(name))
         (archive / LEDGER).write_bytes(ledger)

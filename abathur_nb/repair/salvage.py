@@ -1,4 +1,4 @@
-"""Salvage: back up what can still be read of a damaged database, or of files that only a process has open."""
+"""Salvage: back up the rows of a damaged database, or of lost files: deleted, renamed or replaced while in use."""
 
 import asyncio
 import os
@@ -63,7 +63,7 @@ def salvaged_before(settings: Settings) -> Check | None:
 async def salvage(settings: Settings, rescued: Path | None = None) -> Check:
     """Back up the readable rows of a damaged database, count them by table, and validate the backup.
 
-    ``rescued`` is a copy of files that only a process has open, to be read instead. Only reads the database and its
+    ``rescued`` is a copy of lost files; it is read in place of the database. Only reads the database and its
     log. Raises RefusedError if no row can be read, BusyError if a process writes meanwhile, OSError, sqlite3.Error.
     """
     with scratch_directory(nearest_existing(settings.backup_dir), "backup") as scratch:
@@ -125,7 +125,7 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
 
 
 def _settle(copy: Path) -> None:
-    """Let SQLite write the log of a file into it, as far as it can."""
+    """Checkpoint the log of a copy as far as SQLite can read it."""
     with suppress(DatabaseError), closing(plain_connect(copy, isolation_level=None)) as conn:
         # A truncated file opens only with writable_schema; user_version is read without the schema.
         conn.execute("PRAGMA writable_schema = ON")
@@ -196,7 +196,9 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
         mmap(file.fileno(), 0, access=ACCESS_READ) as data,
         closing(plain_connect(draft, isolation_level=None)) as conn,
     ):
-        conn.setlimit(SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES)  # for a DEFAULT; UTF-16 may grow in UTF-8
+        conn.setlimit(
+            SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES
+        )  # UTF-16 may grow in UTF-8, and a DEFAULT is added
         conn.setlimit(SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)
         conn.executescript(f"{_RULES} {_UNFORCED}; BEGIN;")
         pages, notes = read_pages(data), list[str]()
@@ -273,7 +275,7 @@ def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> l
             if rowid not in table.rows and (not table.counts or rowid in table.indexed):
                 table.save(conn, rowid, values)
                 table.strays += 1
-    noted = f"{counted(unknown, 'row')} from pages outside of any tree, perhaps deleted, fit no one damaged table"
+    noted = f"{counted(unknown, 'row')} of pages outside of any tree, perhaps deleted, belong to no certain table"
     return [noted] if unknown else []
 
 
@@ -282,7 +284,7 @@ def _words(sql: str) -> list[str]:
 
 
 def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]:
-    """Return a check that counts the rows that only processes with lost files hold, and whether there are any."""
+    """Count the rows that exist only in lost files; return a check, and whether there are any rows."""
     path, check, noted, newer = settings.db_path, strays_check(settings.db_path), list[str](), False
     with scratch_directory(path.parent, "restore") as scratch:
         live = scratch / "live.db"
@@ -298,13 +300,13 @@ def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]
                 ours, theirs = f"rows that cannot be compared ({error})", "unknown rows"
             newer |= bool(ours) or "" in stray.lost
             noted.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
-    observed = "\n".join((check.observed, *noted, "cause: somebody deleted or moved a file that it had open"))
+    observed = "\n".join((check.observed, *noted, "cause: a file was deleted or moved while a process had it open"))
     remedy = f"the plan below saves these rows; then {_KILL}" if newer else _KILL
     return replace(check, observed=observed, remedy=remedy), newer
 
 
 async def rescue(settings: Settings) -> list[Check]:
-    """Back up and prove the database of each process with lost files; the last check fails while one still runs."""
+    """Back up and prove the lost files of each process; the last check fails while such a process runs."""
     done = list[Check]()
     for stray in strays(settings.db_path):
         name, expected, data = f"rescued from PID {stray.pid}", "its rows in a backup", {"pid": stray.pid}
@@ -329,7 +331,7 @@ async def rescue(settings: Settings) -> list[Check]:
 
 def _copied(stray: Stray, scratch: Path) -> Path:
     if "" not in stray.files:  # without its database, SQLite reads a log as empty
-        raise FileNotFoundError(2, f"PID {stray.pid} has no database open with the log", stray.lost.get("-wal"))
+        raise FileNotFoundError(2, f"PID {stray.pid} has the log open, but not its database", stray.lost.get("-wal"))
     target = scratch / f"of-{stray.pid}.db"
     ask("copy", *(stray.files.get(suffix, "") for suffix in ("", "-wal", "-shm")), target)
     return target

@@ -1,4 +1,4 @@
-"""History: which runs of an archive passed, which are not evidence, and what changed between two of them."""
+"""History: which runs of an archive passed, which are no evidence, and how two runs differ."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TITLE = "history"
 _NO_RUN = "no run yet"
-_NAMED = 3  # checks that the table of runs names; the run's own page names all
+_NAMED = 3  # the most checks named in a row of the table of runs; the page of the run names all
 _MOST_NAMED = 12  # changes between two runs; `diff` names all
 
 
@@ -66,7 +66,9 @@ def runs_table(runs: Iterable[Entry]) -> Table:
     rows = []
     for run in runs:
         took = "" if run.seconds is None else f"{run.seconds:.1f} s" if run.seconds < 100 else duration(run.seconds)
-        archived = "no" if not run.line else "yes" if run.line.data["as_template"] else "yes, with other cells"
+        archived = (
+            "no" if not run.line else "yes" if run.line.data["as_template"] else "yes, cells differ from the template"
+        )
         env = run.known.env if run.known else "?"
         about = (run.mark, run.when, run.label, env, took, run.who, run.run_id, archived)
         rows.append((*about, some(run.failed, _NAMED)))
@@ -80,7 +82,8 @@ def read_history(
     """Read and compare the runs of an archive. Read-only.
 
     ``archive`` is a directory or the URL of a copy; the default is the archive of the environment. ``run`` is the
-    current run, which is left out. Raises ConfigurationError if ``archive`` is neither.
+    current run, which is left out. Raises ConfigurationError if ``archive`` names no
+    archive.
     """
     where = settings.archive_dir if archive is None else archive_at("archive", archive)
     if isinstance(where, Path) and not os.path.isdir(where):
@@ -173,7 +176,7 @@ Found = dict[tuple[str, str], Any]  # each fact by its kind and its name
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Hold one fact that differs between two runs; ``before`` or ``after`` is empty if only the other run has it."""
+    """Hold one fact that differs between two runs; the value of a run that lacks it is empty."""
 
     kind: str
     name: str
@@ -243,8 +246,8 @@ def _compared(earlier: Found, later: Found) -> Iterator[Change]:
     for kind in dict.fromkeys(kind for kind, _ in names):
         counts = [sum(other == kind for other, _ in found) for found in (earlier, later)]
         if min(counts) == 0 and max(counts) > 1:
-            before, after = (f"{count} of them" if count else "" for count in counts)
-            yield Change(kind, "altogether", before, after)
+            before, after = (f"{count:,} recorded" if count else "" for count in counts)
+            yield Change(kind, "(all)", before, after)
             continue
         for name in (name for other, name in names if other == kind):
             one, other = earlier.get((kind, name)), later.get((kind, name))

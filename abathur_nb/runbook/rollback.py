@@ -1,4 +1,4 @@
-"""Roll back: to a fresh database (the runbook's own strategy) or to a backup; the existing database is kept."""
+"""Roll back: to a fresh database or to a backup; the existing database is kept."""
 
 import os
 from collections.abc import AsyncIterator
@@ -27,8 +27,8 @@ async def roll_back(
     """Show the plan of a rollback; carry it out with ``apply``.
 
     ``to`` is ``fresh``, a new database with its seed memories, or a backup: its path, or its name in
-    ``backup_dir``. The existing database is backed up and the backup proven; if it is too damaged, it is moved
-    aside with its side files. If the settings require it, ``confirm`` must be the hash of the plan. Raises
+    ``backup_dir``. The existing database is backed up and the backup proven; a database too damaged for that is
+    moved aside with its side files. If the settings require it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument, and if ``to`` is missing.
     """
     fault, newest = "", None
@@ -57,5 +57,5 @@ async def _fresh(settings: Settings) -> AsyncIterator[Source]:
         if failed := next((check for check in made.checks if check.failed), None):
             raise RefusedError(failed.observed, failed.remedy)
         source = await read_source(fresh.db_path, "a fresh start, with the seed memories")
-        # Only the schema is the same in each plan: rows hold the time at which they were made.
+        # The plan's hash must be the same each time; the rows hold the time at which they were made.
         yield replace(source, facts={"schema": source.content.schema})

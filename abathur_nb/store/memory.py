@@ -101,7 +101,7 @@ class Memory:
     async def search_memories(
         self, namespace_prefix: str, memory_type: str | None = None, limit: int = 50
     ) -> list[dict[str, Any]]:
-        """Return the current versions in the namespaces that start with a literal prefix, newest first in each."""
+        """Return the current versions in namespaces that start with a literal prefix, by namespace, newest first."""
         check_whole("limit", limit, 1, 100_000)
         if memory_type is not None:
             check_choice("memory_type", memory_type, MEMORY_TYPES)

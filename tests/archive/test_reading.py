@@ -129,7 +129,7 @@ def test_the_archive_is_that_of_environment_or_database(settings: Settings, monk
         (("--archive", ""), "--archive (from argument): expected a path"),
         (("--archive", "a\0b"), "printable characters"),
         (("--archive", "absent"), "expected the directory of an archive, found none"),
-        (("--archive", ".", "--env", "production"), "expected either it or --env and --db-path, found both"),
+        (("--archive", ".", "--env", "production"), "expected --archive alone, or --env and --db-path without it"),
         (("--archive", ".", "--db-path", "x"), "found both"),
     ],
 )
@@ -159,7 +159,7 @@ def test_each_run_is_a_line_and_the_newest_is_the_last(settings: Settings, capsy
     assert " ".join(head.split()) == "start (UTC) notebook env took who run archived what failed"
     assert [row.split()[1] for row in rows] == ["pass", "fail", "pass", "pass", "pass", "unsealed"]
     archived = [row[head.index("archived") : head.index("what failed")].strip() for row in rows]
-    assert archived == ["yes, with other cells"] * 4 + ["no"] * 2
+    assert archived == ["yes, cells differ from the template"] * 4 + ["no"] * 2
     ids = sorted(path.name for path in settings.archive_dir.iterdir() if path.is_dir())
     shown = [row[head.index("run  ") :].split()[0] for row in rows]
     assert shown == ids
