@@ -83,7 +83,7 @@ def picture_of(mime: str, text: str) -> str:
     return "".join(text.split()) if _BASE64.fullmatch(text) else ""
 
 
-_ORDER: tuple[Status, ...] = ("error", "fail", "warn", "pass", "skip")
+_ORDER: tuple[Status, ...] = ("fail", "error", "warn", "pass", "skip")  # as in a report
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # safe in a style sheet, where HTML escaping has no effect
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")

@@ -141,6 +141,12 @@ def test_what_failed_stands_before_what_ran() -> None:
     assert "integrity" not in shown
 
 
+def test_what_could_not_run_stands_behind_the_failure_that_is_its_cause() -> None:
+    checks = (Check("b", "error", observed="not asked"), Check("a", "fail", observed="corrupt"))
+    shown = words(page_of(record=replace(RECORD, reports=(Report("validate", checks),))))
+    assert shown.index("✗ fail a") < shown.index("? could not run b")
+
+
 def test_markdown_is_rendered() -> None:
     source = (
         "# Title\n\n*now* [docs](https://docs.invalid/x) [next](explain.ipynb)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"

@@ -105,7 +105,7 @@ SWEEPS: dict[str, Callable[[Path, int, int], Result]] = {
     "mutated": partial(_sweep, "an object of the schema changed", schema_mutations),
     # The control must be alarmed each time.
     "good": partial(_sweep, "good databases, none of which may raise an alarm", drawn(look_at, 100), blunt=0.99),
-    "runs": partial(_sweep, "runs killed at random moments", kills_of_runs),
+    "runs": partial(_sweep, "runs killed at random moments", kills_of_runs, blunt=0.3),
     "flip": partial(_sweep, "a byte of an archive flipped", flips),
     "tamper": partial(_sweep, "an archive tampered with otherwise", tamperings),
     "alerts": alerts,

@@ -202,7 +202,7 @@ FAILS: tuple[Fails, ...] = (
     ("monitor", lambda s: flip_bits(s.db_path, 0, 999), {"record": True}, "monitor of", ()),
     ("monitor", leave, {"ABATHUR_ALERTS_FAIL": "true"}, "age of the last proven backup: ", ()),
     ("index", rewrite(b'"verdict":"pass"', b'"verdict":"fail"'), {}, f"/{RECORD}: ", ()),
-    ("history", rewrite(b"[0.5,0.7,null]", b"[0.5,0.6,null]"), {}, f"/{RECORD}: it is not the file", ()),
+    ("history", rewrite(b"[0.5,0.7,null]", b"[0.5,0.6,null]"), {}, f"/{RECORD}: its hash is not the one", ()),
     ("benchmark", leave, {**SMALL, "ABATHUR_SESSION_P99_MS": "0.001"}, ": not met", ("p99 < 0.001 ms, with 95 %",)),
     ("readiness", leave, {}, "readiness of", ("run explain --env development",)),
 )
