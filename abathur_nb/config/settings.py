@@ -265,7 +265,7 @@ def absolute_path(name: str, value: object, source: str, *, relative: bool) -> P
         "a path (leave it out, or None, for the default)": bool(text),
         "a path of printable characters": is_printable(text),
         "a path of a file, not an in-memory database or a URL": not _NO_FILE.match(text),
-        "an absolute path (`~` is your home, as HOME names it; `~USER` is not read)": home,
+        "an absolute path (`~` needs a HOME that is one; `~USER` is not read)": home,
         "an absolute path": text[:1] in ("/", "~") or (relative and bool(path)),
         # A clean-up of scratch files would remove the file.
         "a path outside of the scratch directories (.abathur-…)": not any(map(is_scratch_name, names)),

@@ -244,7 +244,7 @@ def test_without_a_home_nothing_is_read_from_here(value: str, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path, "[environments.here]\ndb_path = '/x/y.db'\n")
     monkeypatch.setenv("HOME", value)
-    assert "HOME must name it" in faults("development")[0]
+    assert "needs a HOME that is one" in faults("development")[0]
     assert "here" not in faults("here")[0].partition("found")[0]
 
 
