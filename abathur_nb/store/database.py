@@ -103,7 +103,8 @@ class Database:
         """
         async with self._transaction() as writer:  # a cancelled BEGIN may still run, and is rolled back
             await self._run(writer, "BEGIN IMMEDIATE")
-            yield writer
+            with writer.lent() as lent:
+                yield lent
             self._require_open()
             writer.handle.check()
             if not writer.in_transaction:
@@ -111,7 +112,7 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Connection]:
-        """Lend the writer as ``write()`` does, for a transaction that begins with its first change."""
+        """Lend the writer to this package, for a transaction that begins with its first change."""
         self._require_open()
         if _inside.get() is self._open_write is not None:
             raise MisuseError("write() is open already, in this task or its parent: use its connection")
@@ -123,11 +124,11 @@ class Database:
                 raise BusyError(self._locked.observed, self._locked.remedy)
             self._open_write = object()
             # A previous block may have changed them. At this level, a change outside a transaction begins one.
-            writer.isolation_level, writer.row_factory, writer.text_factory = "IMMEDIATE", sqlite3.Row, str
+            handle = writer.handle
+            handle.isolation_level, handle.row_factory, handle.text_factory = "IMMEDIATE", sqlite3.Row, str
             _inside.set(self._open_write)
             try:
-                with writer.lent() as lent:
-                    yield lent
+                yield writer
                 if writer.in_transaction:  # else its last statement has committed
                     await self._run(writer, "COMMIT")
                 writer.handle.check("the write is not acknowledged but may be stored")
