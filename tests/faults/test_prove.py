@@ -12,8 +12,8 @@ from patience import HANGING_S
 TESTS = Path(__file__).resolve().parents[1]
 # Of how many faults one is injected, such that each verb, each kind of object and each kind of fault is among them.
 SAMPLES = (
-    "kill:80 eio:100 random:200 race:60 full-backup:60 hot:120 flip:200 logs:17",
-    "kill-restore:110 full-repair:90 crowded:60 spoilt:100 tamper:20 torn:16 split:30",
+    "kill:100 eio:120 random:200 race:60 full-backup:60 hot:120 flip:200 logs:17",
+    "kill-restore:150 full-repair:120 crowded:60 spoilt:100 tamper:20 torn:16 split:30",
     "full-rollback:160 kill-replace:45 mutated:14 good:34 locks:20 choice:56",
     "drills:20 refused:80 runs:50",
 )
