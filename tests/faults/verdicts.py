@@ -219,8 +219,7 @@ def _move(index: SchemaObject) -> str:
 def _restrict(index: SchemaObject) -> str:
     """Leave rows out: those for which it was made, if it was partial."""
     whole, _, condition = " ".join(index.sql.split()).partition(" WHERE ")
-    other = condition.replace(" IS NOT ", " IS ").replace(" = ", " <> ") or f"{_column(index)} > ''"
-    return f"{whole} WHERE {other}"
+    return f"{whole} WHERE " + (f"NOT ({condition})" if condition else f"{_column(index)} > ''")
 
 
 def _widen(index: SchemaObject) -> str:
