@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
         parsed, rest = super().parse_known_args(args, namespace)
         if rest:  # argparse would let the parent parser report it, with the parent's usage
             names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
-            near = did_you_mean(rest[0].partition("=")[0].lstrip("-"), names).replace(" mean ", " mean --")
+            near = did_you_mean(rest[0].partition("=")[0].lstrip("-"), names, "--")
             self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
         return parsed, rest
 

@@ -100,13 +100,13 @@ def counted(number: int, one: str) -> str:
     return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
-def did_you_mean(found: str, names: Collection[str]) -> str:
-    """Return ``"; did you mean …?"`` if one of ``names`` is similar, else an empty text."""
+def did_you_mean(found: str, names: Collection[str], mark: str = "") -> str:
+    """Return ``"; did you mean …?"`` with the similar one of ``names`` after ``mark``; an empty text if none is."""
     plain = found.strip().casefold()
     near = get_close_matches(plain, names, 1)
     if not near and len(plain) > 2:
         near = [name for name in names if name.startswith(plain) or plain.startswith(name)]
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {mark}{near[0]}?" if near else ""
 
 
 def some(names: Sequence[str], most: int = 20, between: str = ", ") -> str:

@@ -40,7 +40,7 @@ from abathur_nb.report import Check
 from abathur_nb.store.apart import WRITE_LOCK, ask
 from abathur_nb.store.connection import connect, explain_error, lock_owners, pragma
 from abathur_nb.store.guarded import strays
-from abathur_nb.store.schema import Differences, quoted, read_schema
+from abathur_nb.store.schema import Differences, SchemaObject, quoted, read_schema
 from abathur_nb.store.sql import DATA
 from abathur_nb.store.target import examine, identify, restore_command, shell_command, wanted
 from abathur_nb.store.values import add_functions
@@ -140,10 +140,10 @@ async def _outside(settings: Settings) -> Diagnosis | None:
     return Diagnosis((wanted(there, settings),), refused=there.state != "empty")
 
 
-def _restoring(settings: Settings) -> str:
+def _restoring(settings: Settings, what: str = "a backup") -> str:
     """Return the command that restores the newest backup and, if it would be refused, the reason. Read-only."""
     why = why_unnamed(settings)
-    return f"restore a backup: {restore_command(settings)}" + (f"; it must name a backup: {why}" if why else "")
+    return f"restore {what}: {restore_command(settings)}" + (f"; it must name a backup: {why}" if why else "")
 
 
 def _remains(check: Check, path: Path) -> Diagnosis:
@@ -260,7 +260,8 @@ async def _treat(conn: Connection, failing: Mapping[str, Check], settings: Setti
     if "application_id" in failing:  # a dump lacks these PRAGMAs
         found.statements += statements.MARKS
         found.remedies |= dict.fromkeys(("application_id", "user_version"), REPAIR)
-    tables = Differences.between(await read_schema(conn), ("table",))
+    live = await read_schema(conn)
+    tables = Differences.between(live, ("table",))
     if tables.missing:
         names = ", ".join(tables.missing)
         advice = f"{_restoring(settings)}; the rest cannot be checked without {names}"
@@ -273,7 +274,7 @@ async def _treat(conn: Connection, failing: Mapping[str, Check], settings: Setti
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
         found.remedies["tables"] += f"; if no backup has its rows, create an empty table, as in {DATA / 'sql'}"
         return
-    await _treat_tables(conn, failing, settings, found)
+    await _treat_tables(conn, live, tables.altered, failing, settings, found)
     if "sequences" in failing:
         found.statements += map(Step, failing["sequences"].data.get("statements", ()))
         found.plan("sequences")
@@ -281,17 +282,17 @@ async def _treat(conn: Connection, failing: Mapping[str, Check], settings: Setti
 
 async def _treat_damage(conn: Connection, indexes: Collection[str], settings: Settings, found: Diagnosis) -> None:
     """Add the repair of a corrupt file: rebuild ``indexes`` if only they are wrong, else salvage the file."""
-    restore = _restoring(settings)
     # A wrong header alone may make indexes differ from their tables.
     header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
     if header or not indexes:
         cause = f"{header or 'damaged pages'}: a fault of the disk, or a program that wrote to the file without SQLite"
-        found.plan("integrity", "salvage", cause=cause, remedy=_RESTORE.format(restore))
-        found.remedies[HEADER] = _RESTORE.format(restore)
+        found.remedies[HEADER] = remedy = _RESTORE.format(_restoring(settings))
+        found.plan("integrity", "salvage", cause=cause, remedy=remedy)
     elif rows := await statements.duplicates(conn, indexes):
         cause = f"rows that share a unique key, which an intact index refuses: {some(rows)}"
-        before = restore.replace("a backup", "a backup from before these rows", 1)
-        remedy = f"{before}; or decide by hand which of these rows to keep"
+        remedy = (
+            f"{_restoring(settings, 'a backup from before these rows')}; or decide by hand which of these rows to keep"
+        )
         found.plan("integrity", cause=cause, remedy=remedy)
     else:
         found.statements += [Step(f"REINDEX {quoted(name)}") for name in indexes]
@@ -299,12 +300,18 @@ async def _treat_damage(conn: Connection, indexes: Collection[str], settings: Se
         found.plan("integrity", cause=f"an index differs from its table: {by_whom}; the plan rebuilds it")
 
 
-async def _treat_tables(conn: Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis) -> None:
+async def _treat_tables(
+    conn: Connection,
+    live: Mapping[str, SchemaObject],
+    altered: Collection[str],
+    failing: Mapping[str, Check],
+    settings: Settings,
+    found: Diagnosis,
+) -> None:
     """Add the repair of altered tables, of rows, and of indexes."""
     breaking = [failing[name] for name in ("values", "required_values") if name in failing]
     broken = {rule["table"] for check in breaking for rule in check.data.get("broken", ())}
-    path, live = settings.db_path, await read_schema(conn)
-    altered = Differences.between(live, ("table",)).altered
+    path = settings.db_path
     rebuilds = {name: await statements.rebuild_table(conn, path, name, live, broken) for name in altered}
     done = [table for table, one in rebuilds.items() if one.steps]
     incomplete = [table for table, one in rebuilds.items() if one.lacks]

@@ -196,9 +196,8 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
         mmap(file.fileno(), 0, access=ACCESS_READ) as data,
         closing(plain_connect(draft, isolation_level=None)) as conn,
     ):
-        conn.setlimit(
-            SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES
-        )  # UTF-16 may grow in UTF-8, and a DEFAULT is added
+        # Twice: a text of UTF-16 may grow in UTF-8. More: a DEFAULT is added.
+        conn.setlimit(SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES)
         conn.setlimit(SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)
         conn.executescript(f"{_RULES} {_UNFORCED}; BEGIN;")
         pages, notes = read_pages(data), list[str]()
