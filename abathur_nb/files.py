@@ -156,7 +156,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
 
 
-def read_regular(path: Path, *, most: int = _MOST, follow: bool = False) -> bytes:
+def read_regular(path: Path, *, most: float = _MOST, follow: bool = False) -> bytes:
     """Return the bytes of a regular file; raise OSError as ``open_regular`` does, or if it is too large. Read-only."""
     with open_regular(path, follow=follow) as file:
         if os.fstat(file.fileno()).st_size > most:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import inf
 from pathlib import Path
 from shlex import join
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
 from abathur_nb.evidence.record import is_folder
-from abathur_nb.files import UNFINISHED, open_regular, private_directory, write_durably
+from abathur_nb.files import UNFINISHED, private_directory, read_regular, write_durably
 from abathur_nb.text import is_printable, printable, shown, url_fault
 
 LINE = re.compile(r"ledger/\d{8}\.jsonl")  # one object for each line, because objects can't be appended to
@@ -56,12 +57,6 @@ def archive_at(name: str, value: object, remedy: str = f"name the directory that
 def first_run(settings: Settings) -> str:
     """Return the remedy for an environment without an archive."""
     return f"the first recorded run creates it: {join(settings.command('init'))}"
-
-
-def read_whole(path: Path) -> bytes:
-    """Return the bytes of a regular file, however large; raise OSError for any other. Read-only."""
-    with open_regular(path) as file:
-        return file.read()
 
 
 class Store(NamedTuple):
@@ -114,7 +109,7 @@ def _directory(folder: Path) -> Store:
 
     @_refusing(str(folder))
     def read(name: str) -> bytes:
-        return read_whole(folder / name)
+        return read_regular(folder / name, most=inf)
 
     @_refusing(str(folder))
     def add(name: str, content: bytes) -> None:

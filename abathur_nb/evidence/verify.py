@@ -30,7 +30,8 @@ from abathur_nb.evidence.record import (
     run_ids,
 )
 from abathur_nb.evidence.statement import Checked, PublicKeys, check_of, check_signers, check_statement, public_keys
-from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, local, open_store, read_whole
+from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, local, open_store
+from abathur_nb.files import read_regular
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown, some
 
@@ -118,7 +119,7 @@ def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]
     for name in sorted(_FILES & set(files) - _SEALED) if is_folder(entry.folder) else ():
         where = f"{entry.run_id}/{name}"
         try:
-            content = read_whole(entry.folder / name)
+            content = read_regular(entry.folder / name, most=inf)
         except OSError as error:
             words = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
             yield "runs", f"{where}: it {words}"
@@ -223,7 +224,7 @@ def _wanted(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], by
     """Yield the name of each object of a copy, in the order of writing, and the function that reads it."""
     for line, piece in zip(parse(ledger).lines, ledger.split(b"\n"), strict=False):
         for name in sorted(line.data.get("files", ()), key=lambda name: (name != STARTED, name)):  # started.json first
-            yield f"{line.data['run_id']}/{name}", partial(read_whole, archive / line.data["run_id"] / name)
+            yield f"{line.data['run_id']}/{name}", partial(read_regular, archive / line.data["run_id"] / name, most=inf)
         yield f"ledger/{line.number:08}.jsonl", partial(bytes, piece + b"\n")
 
 
