@@ -232,7 +232,6 @@ def keep(
     from abathur_nb.evidence.page import render
 
     archive = folder.parent
-    require_no_line(archive, folder.name)
     files = {name: read_regular(folder / name) for name in (STARTED, RECORD)}
     record = read_run(Record, unsealed(files[RECORD]))
     executed = nbformat.from_dict(tilde(_joined(notebook)))
@@ -244,6 +243,7 @@ def keep(
     try:
         refuse_secrets(settings, files)
     except RefusedError:
+        require_no_line(archive, folder.name)  # otherwise the record is evidence
         (folder / RECORD).unlink()
         fsync(folder)
         raise
@@ -257,10 +257,10 @@ def keep(
         "written_at": utc_now(),
     }
     with locked(archive):
-        require_no_line(archive, folder.name)  # another process may have archived it meanwhile
+        end = require_no_line(archive, folder.name)
         for name in files.keys() - {STARTED, RECORD}:
             write_durably(folder / name, files[name])
-        append(archive, line)
+        append(archive, line, *end)
 
 
 def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, sealed, sha256, unsealed
-from abathur_nb.files import at, fsync, locked, make_private_file, read_regular
-from abathur_nb.text import utc_now
+from abathur_nb.files import at, fsync, locked, make_private_file, open_regular
+from abathur_nb.text import moment_of, utc_now
 
 LEDGER = "ledger.jsonl"
 FIRST = "0" * 64  # the first line's ``previous`` hash
@@ -21,6 +24,9 @@ RUN_ID = re.compile(
 # A repair follows the bytes of a torn line, which has no newline, on the same line. It is found by its first bytes,
 # which no other line holds: JSON escapes quotation marks within text.
 _REPAIR = b'{"kind":"repair",'
+_BLOCK = 2**16  # bytes that are read at once from the end of a ledger: about 80 lines
+# A clock may be set back during a run, and hosts that share an archive may disagree, by a wrong time zone at most.
+_MARGIN = timedelta(days=1)
 _FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
 
 
@@ -84,12 +90,7 @@ def read_ledger(archive: Path) -> Ledger:
 
 def content_of(archive: Path) -> bytes:
     """Return the bytes of a ledger, empty if it is missing; raise RefusedError if it can't be read. Read-only."""
-    try:
-        return read_regular(archive / LEDGER)
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise RefusedError(f"the ledger {archive / LEDGER} cannot be read: {error.strerror}") from None
+    return b"\n".join([*_backwards(archive)][::-1])
 
 
 def parse(content: bytes) -> Ledger:
@@ -131,39 +132,75 @@ def _read_line(piece: bytes) -> dict[str, Any]:
     return data
 
 
-def ledger_head(archive: Path) -> str:
-    """Return the hash of the last whole line of a ledger, without checking the line. Read-only."""
-    with locked(archive, shared=True):
-        return _ends(content_of(archive))[0]
+def _backwards(archive: Path) -> Iterator[bytes]:
+    """Yield the torn bytes at a ledger's end, which may be none, then its lines, newest first; read no more than asked.
+
+    Lines come without their newlines. Raises RefusedError if the ledger can't be read; a missing one is empty.
+    """
+    size, begun = _BLOCK, b""  # the end of a line that begins before the block
+    try:
+        with suppress(FileNotFoundError), open_regular(archive / LEDGER) as file:
+            place = file.seek(0, os.SEEK_END)
+            while place:
+                end, place = place, max(0, place - size)
+                file.seek(place)
+                begun, *pieces = (file.read(end - place) + begun).split(b"\n")
+                yield from reversed(pieces)
+                size = _BLOCK if pieces else 2 * size  # otherwise a long line would be copied once for each block
+    except OSError as error:
+        raise RefusedError(f"the ledger {archive / LEDGER} cannot be read: {error.strerror}") from None
+    yield begun
 
 
-def _ends(content: bytes) -> tuple[str, bytes]:
-    """Return the hash of the last whole line of a ledger, and the torn bytes after it."""
-    lines, newline, torn = content.rpartition(b"\n")
-    return (sha256(lines[lines.rfind(b"\n") + 1 :] + newline) if newline else FIRST), torn
+def newest_lines(archive: Path) -> Iterator[Line]:
+    """Yield the whole lines of a ledger, newest first, with numbers -1, -2, …; read no more than asked. Read-only.
+
+    Raises RefusedError at a line that was altered or is not the one before the last, or if the ledger can't be read.
+    """
+    pieces, link, number = _backwards(archive), "", 0
+    next(pieces)
+    try:
+        for piece in pieces:
+            if (digest := sha256(piece + b"\n")) != (link or digest):
+                raise ValueError("the next line does not follow it: a line was altered or removed")
+            data, number = _read_line(piece), number - 1
+            yield Line(number, data, digest)
+            link = data["previous"]
+        if link not in ("", FIRST):
+            raise ValueError("it was removed")
+    except ValueError as error:
+        where, remedy = f"{archive / LEDGER}, line {1 - number}", f"python -m abathur_nb verify {quote(str(archive))}"
+        raise RefusedError(f"{where} from the end: {error}", remedy) from None
 
 
-def require_no_line(archive: Path, run_id: str) -> bytes:
-    """Raise RefusedError if the ledger has a line for this run; return the ledger's bytes. Read-only."""
-    content = content_of(archive)
-    named = f'"run_id":"{run_id}"'.encode()  # searching bytes is faster than parsing thousands of lines
-    if any(named in line and _REPAIR not in line for line in content.split(b"\n")[:-1]):
-        raise RefusedError(f"run {run_id} is archived already", f"see {archive / run_id}")
-    return content
+def require_no_line(archive: Path, run_id: str) -> tuple[str, bytes]:
+    """Raise RefusedError if the ledger has a line for this run; return its last line's hash and torn end. Read-only.
+
+    Reads back to the first line that was clearly written before the run began, as its id tells; checks no other line.
+    """
+    pieces, head = _backwards(archive), FIRST
+    torn, named = next(pieces), f'"run_id":"{run_id}"'.encode()  # searching bytes is faster than parsing
+    for number, piece in enumerate(pieces):
+        head = head if number else sha256(piece + b"\n")
+        if named in piece and _REPAIR not in piece:
+            raise RefusedError(f"run {run_id} is archived already", f"see {archive / run_id}")
+        with suppress(ValueError, OverflowError):  # an altered line does not end the search
+            written = moment_of(piece.rpartition(b'"written_at":"')[2].partition(b'"')[0].decode())
+            if f"{written + _MARGIN:%Y%m%dT%H%M%S}" < run_id and _read_line(piece):
+                break
+    return head, torn
 
 
-def append(archive: Path, data: Mapping[str, Any]) -> str:
+def append(archive: Path, data: Mapping[str, Any], head: str, torn: bytes) -> str:
     """Append a durable line to the ledger and return its hash; repair a torn last line first. Needs the lock.
 
-    After a crash the line is whole, missing or torn. Earlier lines are not checked (``verify`` does that). Raises
-    RefusedError if the run already has a line, or the ledger is not a regular file.
+    ``head`` and ``torn`` come from `require_no_line`, under the same lock. After a crash the line is whole, missing or
+    torn.
     """
     path = archive / LEDGER
     if not os.path.lexists(path):
         make_private_file(path, owned_as=archive)
         fsync(archive)
-    content = require_no_line(archive, str(data["run_id"]))
-    head, torn = _ends(content)
     added = b""
     if torn:
         added = sealed({"kind": "repair", "torn_sha256": sha256(torn), "written_at": utc_now(), "previous": head})
@@ -171,13 +208,14 @@ def append(archive: Path, data: Mapping[str, Any]) -> str:
     line = sealed({**data, "previous": head})
     added += line
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+    size = os.fstat(descriptor).st_size
     try:
         with at(path):
             while added:
                 added = added[os.write(descriptor, added) :]
             os.fsync(descriptor)
     except BaseException:  # a full disk may store only a part
-        os.ftruncate(descriptor, len(content))
+        os.ftruncate(descriptor, size)
         raise
     finally:
         os.close(descriptor)

@@ -22,10 +22,10 @@ from abathur_nb.config.parameters import effective_parameters, notebook_shell
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ChecksFailedError, MisuseError, RefusedError
 from abathur_nb.evidence.canonical import canonical, refuse_secrets, sealed, sha256, tilde, unsealed
-from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
+from abathur_nb.evidence.ledger import RUN_ID, require_no_line
 from abathur_nb.evidence.record import FORMAT, RECORD, STARTED, Record, Started, Verdict, read_run, summary
 from abathur_nb.evidence.statement import signer
-from abathur_nb.files import nearest_existing, os_cause, private_directory, read_regular, write_durably
+from abathur_nb.files import locked, nearest_existing, os_cause, private_directory, read_regular, write_durably
 from abathur_nb.health.path_on_disk import forbids, location_checks, writable_by_others
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import connect, explain_error, pragma
@@ -167,8 +167,9 @@ def write_started(
     folder = archive / run_id
     try:
         _make_archive(archive)
-        content = sealed(tilde({**started, "ledger_head": ledger_head(archive)}))
-        require_no_line(archive, run_id)
+        with locked(archive, shared=True):  # a writer whose disk is full takes back what it has appended
+            head, _ = require_no_line(archive, run_id)
+        content = sealed(tilde({**started, "ledger_head": head}))
         if os.path.lexists(folder / RECORD):
             raise RefusedError(f"run {run_id} is sealed already", f"see {folder}; unset {LAUNCH}")
         with private_directory(folder, owned_as=archive):

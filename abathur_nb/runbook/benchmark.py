@@ -16,7 +16,7 @@ from abathur_nb.backups.taking import copy_out
 from abathur_nb.config.parameters import Parameter
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
-from abathur_nb.evidence.ledger import read_ledger
+from abathur_nb.evidence.ledger import newest_lines
 from abathur_nb.evidence.record import Entry, find_run, read_entry
 from abathur_nb.evidence.run import versions_of
 from abathur_nb.files import scratch_directory, sweep
@@ -253,14 +253,12 @@ def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[st
 
 def _newest_comparable(settings: Settings, machine: Mapping[str, Any]) -> Entry | None:
     """Return the newest archived benchmark of the same machine, versions, rows and settings, if any."""
-    try:
-        lines = read_ledger(settings.archive_dir).runs
-    except RefusedError:  # no archive yet
-        return None
-    for run_id in sorted((i for i, line in lines.items() if line.data["notebook"] == _TITLE), reverse=True):
-        run = read_entry(settings.archive_dir, run_id, lines[run_id])
-        if run.found("percentiles_ms") and not _differences(machine, run.found("machine")):
-            return run
+    with suppress(RefusedError):  # no archive yet, or its ledger was altered, which verify reports
+        for line in newest_lines(settings.archive_dir):
+            if line.data.get("notebook") == _TITLE:
+                run = read_entry(settings.archive_dir, line.data["run_id"], line)
+                if run.found("percentiles_ms") and not _differences(machine, run.found("machine")):
+                    return run
     return None
 
 

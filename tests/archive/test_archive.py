@@ -55,11 +55,15 @@ def _keep(db_path: Path, folder: Path, text: str) -> str:
     return "kept"
 
 
-def test_of_processes_that_archive_one_run_at_once_one_wins_and_its_files_stay(database: Settings) -> None:
+def test_of_processes_that_archive_one_run_at_once_one_wins_and_its_files_stay(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = sealed_run(database)
     with multiprocessing.get_context("fork").Pool(4) as pool:
         said = pool.starmap(_keep, [(database.db_path, folder, f"'{number}'") for number in range(8)])
     assert said.count("kept") == 1
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    said.append(_keep(database.db_path, folder, "'planted-secret'"))
     assert all("is archived already" in words for words in said if words != "kept")
     assert verify_archive(folder.parent).ok
 

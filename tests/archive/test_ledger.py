@@ -6,21 +6,24 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
-from archives import ledger_line, run_id_of
+from archives import chain, ledger_line, run, run_id_of
 from hostile import BYTES
 
 from abathur_nb import files
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence import ledger as module
 from abathur_nb.evidence.canonical import misfits, moment, number, sealed, sha256, unsealed, whole_number
-from abathur_nb.evidence.ledger import FIRST, LEDGER, append, ledger_head, parse, read_ledger
+from abathur_nb.evidence.ledger import FIRST, LEDGER, append, newest_lines, parse, read_ledger, require_no_line
 from abathur_nb.files import locked, open_regular, read_regular, write_durably
 
 DATA = {"b": [1, 2.5, None, True], "a": {"ü": '\u202e\x00\n"\\'}, "n": -0.0, "big": 10**30, "small": 1e-300}
@@ -111,7 +114,7 @@ FORK = get_context("fork")
 
 def add(archive: Path, number: int) -> str:
     with locked(archive):
-        return append(archive, ledger_line(number))
+        return append(archive, ledger_line(number), *require_no_line(archive, run_id_of(number)))
 
 
 def ledger_of(archive: Path, count: int) -> bytes:
@@ -134,8 +137,55 @@ def test_each_line_names_the_hash_of_the_bytes_of_the_line_before(tmp_path: Path
     assert [found.data["previous"] for found in read.lines] == [FIRST, *map(sha256, pieces[:2])]
     assert [found.sha256 for found in read.lines] == [*map(sha256, pieces)]
     assert list(read.runs) == [run_id_of(n) for n in range(3)]
-    assert ledger_head(tmp_path) == sha256(pieces[-1])
     assert (tmp_path / LEDGER).stat().st_mode & 0o777 == 0o600
+
+
+LONG = 200_000  # bytes: several blocks
+
+
+@pytest.mark.parametrize("block", [1, 700, module._BLOCK])
+@pytest.mark.parametrize("torn", [b"", b"torn", b"torn" * LONG])
+@pytest.mark.parametrize("lengths", [[], [1], [LONG], [1] * 300, [1, LONG], [LONG, 1, LONG, LONG, 1]], ids=len)
+def test_read_from_its_end_a_ledger_has_the_same_lines(
+    lengths: list[int], torn: bytes, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    content = chain(ledger_line(n, env="x" * length) for n, length in enumerate(lengths))
+    (tmp_path / LEDGER).write_bytes(content + torn)
+    lines = parse(content).lines
+    assert [*newest_lines(tmp_path)] == [replace(line, number=line.number - len(lines) - 1) for line in lines[::-1]]
+    assert require_no_line(tmp_path, run_id_of(999)) == (lines[-1].sha256 if lines else FIRST, torn)
+    for line in lines[:1] + lines[-1:]:
+        with pytest.raises(RefusedError, match="archived already"):
+            require_no_line(tmp_path, line.data["run_id"])
+
+
+def test_a_run_is_searched_for_back_to_a_sound_line_from_a_day_before_it_began(tmp_path: Path) -> None:
+    for written, found in (("2026-11-22 10:14:59", False), ("2026-11-22 10:15:01", True), ("9999-12-31", True)):
+        content = chain([ledger_line(1), ledger_line(2, written_at=written)])  # run 1 began at 2026-11-23 10:15:00
+        (tmp_path / LEDGER).write_bytes(content)
+        with pytest.raises(RefusedError, match="already") if found else nullcontext():
+            require_no_line(tmp_path, run_id_of(1))
+        (tmp_path / LEDGER).write_bytes(content[:-2] + b"|\n")  # altered
+        with pytest.raises(RefusedError, match="already"):
+            require_no_line(tmp_path, run_id_of(1))
+
+
+def test_of_a_ledger_beyond_256_mib_a_run_reads_only_the_end(database: Settings) -> None:
+    def read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    archive = database.archive_dir
+    archive.mkdir(mode=0o700)
+    with (archive / LEDGER).open("xb") as file:
+        file.seek(257 * 2**20)  # a hole
+        file.write(b"\n" + (last := forged(FIRST, written_at="2000-01-01")))
+
+    before, folder, after = read(), run(database), read()
+    assert after - before < 2**23
+    newest, older = islice(newest_lines(archive), 2)
+    assert (newest.data["run_id"], newest.data["previous"], older.sha256) == (folder.name, *[sha256(last)] * 2)
+    assert "line 1: it is not canonical JSON" in read_ledger(archive).faults[0], "all of it is read"
 
 
 def _append_many(archive: Path, first: int) -> None:
@@ -293,6 +343,10 @@ def test_whatever_is_altered_is_found_and_the_first_line_that_is_wrong_is_named_
         assert read.faults, name
         assert read.torn == ""
         assert all(fault.startswith(LEDGER) for fault in read.faults)
+        (tmp_path / LEDGER).write_bytes(b"".join(content))
+        if "already has an earlier line" not in read.faults[0]:  # from the end, runs are not compared
+            with pytest.raises(RefusedError, match=rf"{LEDGER}, line \d from the end: .*abathur_nb verify"):
+                list(newest_lines(tmp_path))
     assert parse(b"".join(altered(1)(lines))).faults == (
         f"{LEDGER} line 2: its hash does not match its content",
         f"{LEDGER} line 3: it does not follow the previous line: a line was altered or removed",
@@ -321,7 +375,10 @@ def test_a_ledger_that_is_no_regular_file_is_refused_and_not_waited_for(tmp_path
         archive.mkdir()
         make(archive / LEDGER)
         assert "cannot be read: not a regular file" in read_ledger(archive).faults[0]
-        uses: tuple[Callable[[Path], object], ...] = (ledger_head, lambda archive: add(archive, 1))
+        uses: tuple[Callable[[Path], object], ...] = (
+            lambda archive: add(archive, 1),
+            lambda archive: next(newest_lines(archive)),
+        )
         for use in uses:
             with pytest.raises(RefusedError, match=r"cannot be read: not a regular file"):
                 use(archive)

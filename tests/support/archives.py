@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import nbformat
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.canonical import sha256
-from abathur_nb.evidence.ledger import LEDGER
+from abathur_nb.evidence.canonical import sealed, sha256
+from abathur_nb.evidence.ledger import FIRST, LEDGER
 from abathur_nb.evidence.record import Record, Verdict, read_run
 from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.report import Check, Report
@@ -109,6 +109,15 @@ def ledger_line(number: int, **more: Any) -> dict[str, Any]:
     said = dict.fromkeys(("notebook", "env", "verdict"), "x")
     said |= dict.fromkeys(("started_at", "ended_at", "written_at"), "2026-11-23 10:15:00.123")
     return {"kind": "run", "run_id": run_id_of(number), "files": files, "as_template": True, **said, **more}
+
+
+def chain(lines: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return the bytes of a ledger with these lines."""
+    head, content = FIRST, list[bytes]()
+    for data in lines:
+        content.append(sealed({**data, "previous": head}))
+        head = sha256(content[-1])
+    return b"".join(content)
 
 
 def run_at(
