@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -29,18 +30,21 @@ from unittest.mock import patch
 
 import aiosqlite
 import nbformat
+from archives import chain, ledger_line
 from nbclient import NotebookClient
 
 import abathur_nb as nb
 from abathur_nb.backups.manifest import Content
 from abathur_nb.backups.taking import back_up, prove
 from abathur_nb.evidence.archive import prepared, read_source
+from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.files import fsync
 from abathur_nb.measure import synthetic
 from abathur_nb.measure.synthetic import one_cpu
 from abathur_nb.runner.execution import execute
 from abathur_nb.store.connection import connect, connection_pragmas
 from abathur_nb.store.sql import DATA, DDL_FILES, SEED_FILE, statements
+from abathur_nb.text import timestamp
 
 QUERIES = nb.load_queries()
 BLOCKS = 5
@@ -402,20 +406,36 @@ def recording(place: Path) -> Sides:
     return alternate(lambda: run(bare=False), lambda: run(bare=True), blocks=15)
 
 
+RUNNER = (sys.executable, "-m", "abathur_nb", "run", "validate", "--env", "development", "--no-html")
+
+
+def timed_run(path: Path, *command: str) -> list[int]:
+    return [timed(lambda: subprocess.run([*command, "-p", "db_path", path], check=True, capture_output=True))]
+
+
+def with_ledger(place: Path) -> Sides:
+    """Time the runner in an archive with a run a minute, 100,000 in all, and in one without a ledger."""
+    sides = []
+    for count in (100_000, 0):
+        settings = settings_for(place / str(count) / "abathur.db")
+        asyncio.run(nb.initialize_database(settings))
+        moments = [datetime.now(UTC) - timedelta(minutes=number) for number in reversed(range(count))]
+        lines = (ledger_line(0, run_id=f"{at:%Y%m%dT%H%M%S}000Z-000000", written_at=timestamp(at)) for at in moments)
+        settings.archive_dir.mkdir(mode=0o700)
+        (settings.archive_dir / LEDGER).write_bytes(chain(lines))
+        sides.append(partial(timed_run, settings.db_path, *RUNNER))
+    long, none = sides
+    return alternate(long, none, blocks=25)
+
+
 @cache
 def runs_of_both() -> Sides:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "data" / "abathur.db"
         asyncio.run(nb.initialize_database(settings_for(path)))
-        parameters = ["-p", "db_path", str(path)]
-        ours = [sys.executable, "-m", "abathur_nb", "run", "validate", "--env", "development", "--no-html"]
         theirs = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
         theirs += [str(DATA / "notebooks" / "validate.ipynb"), str(Path(name) / "out.ipynb")]
-
-        def run(command: list[str]) -> list[int]:
-            return [timed(lambda: subprocess.run([*command, *parameters], check=True, capture_output=True))]
-
-        return alternate(lambda: run(ours), lambda: run(theirs), blocks=60)
+        return alternate(partial(timed_run, path, *RUNNER), partial(timed_run, path, *theirs), blocks=60)
 
 
 def stalls(_: Path) -> Sides:
@@ -446,6 +466,7 @@ ROWS = (
     Row("validate.ipynb with its record / without", 1.1, recording),
     Row("the runner, no page, no signature / plain papermill, validate.ipynb", 1, lambda _: runs_of_both()),
     Row("the slowest of 60 runs by the runner / their median", 3, stalls, statistic=max),
+    Row("the runner at 100,000 lines in its ledger / at none", 1.1, with_ledger),
 )
 
 
