@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from abathur_nb.evidence.run import LONGEST_MESSAGE
 from abathur_nb.files import in_words, scratch_directory, sweep
+from abathur_nb.runner.processes import KERNEL, UNWATCHED, Child, ForkServer, start
 from abathur_nb.text import printable
 
 if TYPE_CHECKING:
@@ -31,18 +31,8 @@ _DRAIN_S = 0.5  # for the last messages of a dead kernel to be read
 _LONGEST_PARENT = 70  # bytes; a socket's path may have 107 (unix(7))
 _LAST_WORDS = 1000  # characters of a line that a kernel wrote before it died
 _OUTPUT_S = 60  # for the outputs of a finished cell to arrive
-_OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
+_OPTIONS = (UNWATCHED, "--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
 _SIGNALS = {one.value: one.name for one in signal.Signals}  # most real-time signals have no name
-
-# The program of the kernel's process. PR_SET_PDEATHSIG (prctl(2)) kills it when its parent dies: ipykernel's own watch
-# on its parent is a thread, which a cell busy in C code blocks. The parent may have died before the call.
-_PROGRAM = """\
-import ctypes, os, signal
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(os.environ["JPY_PARENT_PID"]): os._exit(1)
-from ipykernel.kernelapp import launch_new_instance
-launch_new_instance()
-"""
 
 How = Literal["completed", "raised", "died", "timeout", "interrupted"]
 
@@ -54,14 +44,9 @@ How = Literal["completed", "raised", "died", "timeout", "interrupted"]
 class Kernel:
     """Hold a kernel's process, a task that ends when the process dies, and the directory of its sockets."""
 
-    process: asyncio.subprocess.Process
-    died: "asyncio.Task[int]"
+    process: Child
+    died: "asyncio.Task[object]"
     folder: Path
-
-    def send(self, number: int) -> None:
-        """Send a signal to the process group of the kernel and the processes that it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
 
     def last_words(self, shown: str = "") -> str:
         """Return how the kernel died, and the last whole line of ``shown`` (its cell's output) and of its log."""
@@ -91,10 +76,11 @@ class Kernel:
 
 
 @asynccontextmanager
-async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel]:
+async def running_kernel(environment: Mapping[str, str], server: ForkServer | None = None) -> AsyncIterator[Kernel]:
     """Start a kernel in the working directory, and kill it at the end; raise OSError if none can be started.
 
-    ``environment`` is added to this process's environment. The kernel's sockets are in a directory of mode 0700.
+    ``environment`` is added to this process's environment, ``server`` forks the kernel. The kernel's sockets are in a
+    directory of mode 0700.
     """
     given = Path(tempfile.gettempdir())
     parent = given if len(os.fsencode(given)) <= _LONGEST_PARENT else Path("/tmp")  # noqa: S108 - 0700, a random name
@@ -105,21 +91,27 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
         connection = folder / "connection.json"
         connection.write_text(json.dumps({**where, "signature_scheme": "hmac-sha256"}))
         with (folder / "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-c", _PROGRAM, "-f", connection, *_OPTIONS),
-                # A new IPython profile: the user's startup files are not part of the notebook.
-                env={**os.environ, "IPYTHONDIR": str(folder), **environment, "JPY_PARENT_PID": str(os.getpid())},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C at the terminal must reach this process only
-            )
-        kernel = Kernel(process, asyncio.create_task(process.wait()), folder)
+            # A new IPython profile: the user's startup files are not part of the notebook.
+            its_own = {"IPYTHONDIR": str(folder), **environment}
+            output = {"output": log.fileno(), "errors": log.fileno()}
+            process = start(KERNEL, ["-f", str(connection), *_OPTIONS], its_own, **output, server=server)
+        kernel = Kernel(process, asyncio.create_task(_end_of(process)), folder)
         try:
             yield kernel
         finally:
-            kernel.send(signal.SIGKILL)  # even if it is dead: processes that it started are in its group
+            process.send_signal(signal.SIGKILL)  # even if it is dead: processes that it started are in its group
             await kernel.died
+
+
+async def _end_of(process: Child) -> None:
+    """Wait until a process has ended."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(process.descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.descriptor)
+    process.wait()
 
 
 async def ready(client: Any) -> Any:
@@ -194,13 +186,15 @@ def execute(
     cell_timeout: float | None = None,
     start_timeout: float | None = None,
     stop: Stop | None = None,
+    server: ForkServer | None = None,
 ) -> Ending:
     """Execute the notebook of a client in place, in a new kernel, and return how it ended.
 
     ``make_client`` is called while the kernel starts. The limits are in seconds; a cell that exceeds one, or that a
     signal stops, has 5 s to clean up. The kernel is dead when this returns, and dies with this process.
     """
-    execution = _Execution(make_client, stop or Stop(), timeout or inf, cell_timeout or inf, start_timeout or START_S)
+    limits = (timeout or inf, cell_timeout or inf, start_timeout or START_S)
+    execution = _Execution(make_client, stop or Stop(), *limits, server)
     try:
         asyncio.run(execution.run(environment))
         return Ending("completed")
@@ -221,6 +215,7 @@ class _Execution:
     timeout: float
     cell_timeout: float
     start_timeout: float
+    server: ForkServer | None
     at: int | None = None  # index of the current cell
 
     async def run(self, environment: Mapping[str, str]) -> None:
@@ -233,7 +228,7 @@ class _Execution:
         if self.stop.signals:
             self._interrupt()
         try:
-            async with running_kernel(environment) as self._kernel:
+            async with running_kernel(environment, self.server) as self._kernel:
                 client: Any = self.make_client()
                 self._client = client
                 client.iopub_timeout, client.raise_on_iopub_timeout = _OUTPUT_S, True
@@ -271,7 +266,7 @@ class _Execution:
             if not died.done():
                 if task.done():
                     return task.result()
-                self._kernel.send(signal.SIGINT)
+                self._kernel.process.send_signal(signal.SIGINT)
                 self._client.kc.kernel_info()  # wakes a kernel that waits in its event loop: a signal alone does not
                 await asyncio.wait({task, died}, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
                 self._end("timeout", "TimeoutError", too_long)

@@ -17,6 +17,7 @@ from patience import HANGING_S, ever_longer
 from running import Fifo, kernels_in, names_in
 
 from abathur_nb.runner.execution import Ending, Stop, execute, ready, running_kernel, signals_noted
+from abathur_nb.runner.processes import ForkServer, fork_server
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +29,19 @@ def notebook_of(*cells: str) -> Any:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
 
 
+_servers: list[ForkServer] = []
+
+
+@pytest.fixture(autouse=True, params=["new", "forked"])
+def kernels(request: pytest.FixtureRequest) -> None:
+    """Run each test twice: each kernel is a new process, or forked."""
+    _servers[:] = [fork_server()] if request.param == "forked" else []
+
+
 def executed(*cells: str, **options: Any) -> tuple[Ending, Any]:
     """Execute some cells; return how it ended, and the notebook."""
     notebook = notebook_of(*cells)
-    options = {"environment": {}, **options}
+    options = {"environment": {}, "server": next(iter(_servers), None), **options}
     return execute(lambda: NotebookClient(notebook), **options), notebook
 
 
@@ -172,16 +182,15 @@ def test_a_signal_that_this_process_ignores_is_still_ignored() -> None:
 
 
 async def test_it_answers_and_is_gone_at_the_end(sockets: Path) -> None:
-    async with running_kernel({"ABATHUR_TRIAL": "1"}) as kernel:
+    async with running_kernel({}, next(iter(_servers), None)) as kernel:
         with kernel.connected() as client:
             told = await asyncio.wait_for(ready(client), HANGING_S)
         assert told["language_info"]["name"] == "python"
         assert Path(f"/proc/{kernel.process.pid}/exe").samefile(sys.executable)
-        assert b"ABATHUR_TRIAL=1\0" in Path(f"/proc/{kernel.process.pid}/environ").read_bytes()
         assert kernels_in(sockets) == [kernel.process.pid]
         (place,) = sockets.iterdir()
         assert place.stat().st_mode & 0o777 == 0o700
-    assert kernel.died.result() == -signal.SIGKILL
+    assert kernel.process.returncode == -signal.SIGKILL
     assert (kernels_in(sockets), names_in(sockets)) == ([], [])
 
 
@@ -200,7 +209,7 @@ def test_no_file_of_its_directory_or_startup_runs(home: Path, tmp_path: Path, mo
 
 async def test_what_it_has_started_is_gone_though_it_died_first() -> None:
     program = "import os, signal, time\nif os.fork() == 0:\n    print(os.getpid(), flush=True); time.sleep(600)\n"
-    async with running_kernel({}) as kernel:
+    async with running_kernel({}, next(iter(_servers), None)) as kernel:
         with kernel.connected() as client:
             await ready(client)
             client.execute(program + "time.sleep(0)")

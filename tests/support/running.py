@@ -6,7 +6,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,15 +117,12 @@ def wait_for_death(pid: int) -> None:
 
 
 def kernels_in(folder: Path) -> list[int]:
-    """Return the processes whose connection file is somewhere in a folder."""
+    """Return the kernels whose log is somewhere in a folder."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:  # gone meanwhile
-            continue
-        if any(word.startswith(os.fsencode(folder) + b"/.abathur-kernel-") for word in words):
-            found.append(int(path.parent.name))
+    for path in Path("/proc").glob("[0-9]*/fd/1"):
+        with suppress(OSError):  # gone meanwhile, or in another container
+            if str(path.readlink()).startswith(f"{folder}/.abathur-kernel-"):
+                found.append(int(path.parts[2]))
     return found
 
 

@@ -1,0 +1,355 @@
+"""Call a function in a process of its own, which a fork server forks, or in a new process of Python.
+
+The fork server is one process with one thread that has imported what a run needs. Each of its children has its own
+session, environment, working directory, memory and open files, and sees nothing of another child.
+"""
+
+import atexit
+import ctypes
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from socket import AF_UNIX, SOCK_SEQPACKET, recv_fds, send_fds, socket, socketpair
+from threading import Lock
+from typing import Any, NoReturn
+from weakref import finalize
+
+from abathur_nb.config.notebooks import NOTEBOOKS
+from abathur_nb.store.sql import DATA
+
+# What the runner, a kernel and the notebooks import. A child imports for itself what is missing here.
+_PRELOADED = (
+    *("abathur_nb.cli", "abathur_nb.charts", "abathur_nb.evidence.page", "abathur_nb.runner.run"),
+    *(f"abathur_nb.runbook.{name}" for name in NOTEBOOKS),
+    *("IPython.core.completerlib", "IPython.extensions.storemagic", "ipykernel.debugger", "ipykernel.kernelapp"),
+    *("jupyter_client.asynchronous.client", "matplotlib.backends.backend_agg", "nbclient", "nh3"),
+    *("pandas.io.formats.html", "tornado.platform.asyncio", "tqdm", "zmq.asyncio"),
+)
+KERNEL = "abathur_nb.runner.processes:kernel"
+# An option of the kernel: it does not watch its parent by a thread, which a cell busy in C code blocks.
+UNWATCHED = "--IPKernelApp.parent_handle=1"
+_PROGRAM = "from abathur_nb.runner import processes; processes.{}()"
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_PARENT = "ABATHUR_PARENT"  # environment variable of a new process: its parent
+# A notebook shows what it draws with pyplot; numpy starts no thread.
+_OF_SERVER = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+class CannotForkError(Exception):
+    """Say why no child could be forked."""
+
+
+@dataclass(slots=True)
+class Child:
+    """Hold a process that leads its own session and is killed when its parent dies; with the methods of a Popen.
+
+    ``descriptor`` is readable once the process has ended.
+    """
+
+    pid: int
+    descriptor: int
+    _finish: Callable[[], int]  # returns the exit code of an ended process, once
+    returncode: int | None = None
+    stdin = stdout = stderr = None
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the exit code, negative for a signal; None if the process runs longer than ``timeout`` seconds."""
+        if self.returncode is None:
+            poll = select.poll()
+            poll.register(self.descriptor, select.POLLIN)
+            if poll.poll(None if timeout is None else timeout * 1000):
+                self.returncode = self._finish()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Return the exit code; None if the process has not ended."""
+        return self.wait(0)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process and to those that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
+def start(
+    function: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    output: int,
+    errors: int,
+    server: "ForkServer | None" = None,
+) -> Child:
+    """Call ``function``, a text ``module:name``, in a process of its own with ``sys.argv[1:] = arguments``.
+
+    ``environment`` is added to this process's environment. ``server`` forks the process; without a server, or if it
+    can't (which is logged), a new Python is started. Raises OSError.
+    """
+    environment = {**os.environ, **environment}
+    if server:
+        try:
+            return server.fork(function, arguments, environment, output, errors)
+        except CannotForkError as error:
+            logging.getLogger(__name__).warning("a new process is started, because none could be forked: %s", error)
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-P", "-c", _PROGRAM.format("called"), function, *arguments],
+        env={**environment, _PARENT: str(os.getpid())},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,  # Ctrl-C at the terminal must reach the parent only
+    )
+    descriptor = os.pidfd_open(process.pid)
+
+    def finish() -> int:
+        code = process.wait()
+        os.close(descriptor)
+        return code
+
+    return Child(process.pid, descriptor, finish)
+
+
+def called() -> None:
+    """Call the function that the command line of a new process names."""
+    _die_with(int(os.environ.pop(_PARENT)))
+    sys.argv[:] = sys.argv[1:]
+    sys.exit(_call(sys.argv[0]))
+
+
+def _call(function: str) -> Any:
+    module, _, name = function.partition(":")
+    return getattr(import_module(module), name)()
+
+
+def kernel() -> None:
+    """Run an ipykernel as `sys.argv` says."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    IPKernelApp.launch_instance()
+    # It would close the channels while its control thread may still write to them, and then wait for that for seconds.
+    atexit.unregister(IPKernelApp.instance().close)
+
+
+def _die_with(parent: int) -> None:
+    """Let Linux kill this process when its parent dies, which may have happened already."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+# --- the client of the server
+
+
+class ForkServer:
+    """Start a fork server. It ends, and kills its children, when this object and its children or its process are gone.
+
+    ``control`` is the connection of an existing server, of which this process is a child.
+    """
+
+    def __init__(self, control: socket | None = None) -> None:
+        self.stamp, self._python = stamp(), _python_settings(os.environ)
+        if control:
+            self._control = control
+            return
+        self._control, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        inherited = {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"}
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-c", _PROGRAM.format("serve"), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**inherited, **_OF_SERVER},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finalize(self, _end, self._control, process)
+
+    def lives(self) -> bool:
+        """Return whether the server has not ended."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        return not poll.poll(0)
+
+    def fork(
+        self,
+        function: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        output: int,
+        errors: int,
+        directory: str = "",
+    ) -> Child:
+        """Return a child that calls ``function`` as `start` says, in exactly this ``environment``.
+
+        ``directory`` is its working directory, by default this process's. Raises CannotForkError.
+        """
+        if _python_settings(environment) != self._python:
+            raise CannotForkError("a variable PYTHON… differs from that of the fork server")
+        os.umask(umask := os.umask(0))
+        request = {
+            "function": function,
+            "arguments": list(map(str, arguments)),
+            "environment": dict(environment),
+            "directory": directory or os.getcwd(),  # noqa: PTH109
+            "umask": umask,
+        }
+        told, theirs = socketpair()
+        try:
+            with theirs:
+                send_fds(self._control, [b"1"], [theirs.fileno(), output, errors, self._control.fileno()])
+            told.sendall(json.dumps(request).encode() + b"\n")
+            answer = _line(told)
+        except OSError as error:
+            answer = {"error": f"the fork server has ended: {error.strerror}"}
+        if "pid" not in answer:
+            told.close()
+            raise CannotForkError(answer.get("error", "the fork server has ended"))
+        return Child(answer["pid"], told.fileno(), partial(_finish, told, self))
+
+
+def _end(control: socket, process: "subprocess.Popen[bytes]") -> None:
+    control.close()
+    process.wait()
+
+
+def _finish(told: socket, _server: ForkServer) -> int:  # a server lives as long as its children
+    with told:
+        return int(_line(told).get("code", -signal.SIGKILL))  # if the server died, so did its children
+
+
+def _line(connection: socket) -> dict[str, Any]:
+    """Return the next line of a connection as JSON, empty at its end."""
+    with suppress(ConnectionError), connection.makefile("rb", buffering=0) as file:
+        return dict(json.loads(file.readline() or b"{}"))
+    return {}
+
+
+def _python_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith("PYTHON")}
+
+
+def stamp() -> tuple[tuple[str, int, int], ...]:
+    """Return what identifies the files of the package, its templates and its SQL. Read-only."""
+    folders = {Path(__file__).parents[1], DATA / "notebooks", DATA / "sql"}
+    files = (path for folder in folders for path in sorted(folder.rglob("*.[pis]*")) if path.suffix != ".pyc")
+    return tuple((str(path), (found := path.stat()).st_mtime_ns, found.st_size) for path in files)
+
+
+_lock = Lock()
+_servers: list[ForkServer] = []  # at most one: that of this process
+
+
+def fork_server() -> ForkServer:
+    """Return the fork server of this process; start one if there is none, if it died, or if the package has changed."""
+    with _lock:
+        if not _servers or _servers[0].stamp != stamp() or not _servers[0].lives():
+            _servers[:] = [ForkServer()]
+        return _servers[0]
+
+
+# --- the server
+
+
+@dataclass(frozen=True, slots=True)
+class _Forked:
+    """Hold a child: its pidfd is readable once it has ended, its connection once its client is gone."""
+
+    pid: int
+    pidfd: int
+    told: socket
+
+    @property
+    def descriptors(self) -> set[int]:
+        return {self.pidfd, self.told.fileno()}
+
+    def kill(self) -> int:
+        """Kill the child and what it has started, and return its exit code."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # until it is reaped, no other process has its number
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def serve() -> None:
+    """Import what a run needs, then fork a child for each request until no client is left."""
+    control, server = socket(fileno=int(sys.argv[1])), os.getpid()
+    for name in _PRELOADED:
+        import_module(name)
+    gc.freeze()  # else the collector copies each page of memory that it looks at
+    children: list[_Forked] = []
+    while True:
+        poll = select.poll()
+        for descriptor in {control.fileno()}.union(*(child.descriptors for child in children)):
+            poll.register(descriptor, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        for child in [child for child in children if ready & child.descriptors]:
+            code = child.kill()
+            os.close(child.pidfd)
+            with child.told, suppress(OSError):
+                child.told.sendall(b'{"code": %d}' % code)
+            children.remove(child)
+        if control.fileno() not in ready:
+            continue
+        message, given, *_ = recv_fds(control, 1, 4)
+        if not message:
+            for child in children:
+                child.kill()
+            return
+        told, request = socket(fileno=given[0]), dict[str, Any]()
+        try:
+            request = _line(told)
+            if (threads := len(os.listdir("/proc/self/task"))) != 1:  # noqa: PTH208
+                raise OSError(f"the fork server has {threads} threads")
+            pid = os.fork()
+        except OSError as error:
+            with told:
+                told.sendall(json.dumps({"error": str(error)}).encode())
+        else:
+            if not pid:
+                for connection in (control, told, *(child.told for child in children)):
+                    connection.close()
+                for child in children:
+                    os.close(child.pidfd)
+                _become(request, server, *given[1:])
+            told.sendall(b'{"pid": %d}\n' % pid)
+            children.append(_Forked(pid, os.pidfd_open(pid), told))
+        for descriptor in given[1:]:
+            os.close(descriptor)
+
+
+def _become(request: Mapping[str, Any], server: int, output: int, errors: int, control: int) -> NoReturn:
+    """Take on what the request gives this child, and call its function."""
+    _die_with(server)
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    for descriptor in (output, errors):
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.umask(request["umask"])
+    os.chdir(request["directory"])
+    time.tzset()
+    if random := sys.modules.get("numpy.random"):  # Python's own begins anew by itself
+        random.seed()
+    _servers[:] = [ForkServer(socket(fileno=control))]
+    sys.argv[:] = [request["function"], *request["arguments"]]
+    code = _call(request["function"])
+    atexit._run_exitfuncs()  # noqa: SLF001 - Python itself would also free all that the server had imported, in 50 ms
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
