@@ -297,7 +297,6 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
     name, said = records[0]["run_id"], records[0]["settings"]
     settings = resolve(said["env"], db_path=said["db_path"], archive_dir=said["archive_dir"])
     archive = settings.archive_dir
-    require_no_line(archive, name)
     entry = read_entry(archive, name, None)
     record = entry.record
     # Compare the file, not a Record: a record of an earlier format has other keys.

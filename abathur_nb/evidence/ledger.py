@@ -24,7 +24,7 @@ RUN_ID = re.compile(
 # A repair follows the bytes of a torn line, which has no newline, on the same line. It is found by its first bytes,
 # which no other line holds: JSON escapes quotation marks within text.
 _REPAIR = b'{"kind":"repair",'
-_BLOCK = 2**16  # bytes that are read at once from the end of a ledger: about 80 lines
+_BLOCK = 2**16  # bytes that are read first from the end of a ledger: about 80 lines
 # A clock may be set back during a run, and hosts that share an archive may disagree, by a wrong time zone at most.
 _MARGIN = timedelta(days=1)
 _FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
@@ -142,11 +142,11 @@ def _backwards(archive: Path) -> Iterator[bytes]:
         with suppress(FileNotFoundError), open_regular(archive / LEDGER) as file:
             place = file.seek(0, os.SEEK_END)
             while place:
-                end, place = place, max(0, place - size)
+                # Larger and larger blocks: otherwise a long line would be copied once for each block.
+                end, place, size = place, max(0, place - size), 2 * size
                 file.seek(place)
                 begun, *pieces = (file.read(end - place) + begun).split(b"\n")
                 yield from reversed(pieces)
-                size = _BLOCK if pieces else 2 * size  # otherwise a long line would be copied once for each block
     except OSError as error:
         raise RefusedError(f"the ledger {archive / LEDGER} cannot be read: {error.strerror}") from None
     yield begun
@@ -194,8 +194,7 @@ def require_no_line(archive: Path, run_id: str) -> tuple[str, bytes]:
 def append(archive: Path, data: Mapping[str, Any], head: str, torn: bytes) -> str:
     """Append a durable line to the ledger and return its hash; repair a torn last line first. Needs the lock.
 
-    ``head`` and ``torn`` come from `require_no_line`, under the same lock. After a crash the line is whole, missing or
-    torn.
+    ``head`` and ``torn`` are of `require_no_line` under that lock. After a crash the line is whole, missing or torn.
     """
     path = archive / LEDGER
     if not os.path.lexists(path):

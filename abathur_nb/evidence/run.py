@@ -168,12 +168,11 @@ def write_started(
     try:
         _make_archive(archive)
         with locked(archive, shared=True):  # a writer whose disk is full takes back what it has appended
-            head, _ = require_no_line(archive, run_id)
-        content = sealed(tilde({**started, "ledger_head": head}))
+            started["ledger_head"], _ = require_no_line(archive, run_id)
         if os.path.lexists(folder / RECORD):
             raise RefusedError(f"run {run_id} is sealed already", f"see {folder}; unset {LAUNCH}")
         with private_directory(folder, owned_as=archive):
-            write_durably(folder / STARTED, content)
+            write_durably(folder / STARTED, sealed(tilde(started)))
     except OSError as error:
         raise _unwritable(archive, error) from None
     return folder

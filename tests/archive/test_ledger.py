@@ -205,7 +205,9 @@ def test_of_eight_writers_at_once_every_line_stands_in_one_chain(tmp_path: Path)
     assert sorted(read.runs) == [run_id_of(n) for n in range(200)]
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"ended_at":"20'], ids=["of a line", "of a repair"])
+@pytest.mark.parametrize(
+    "torn", [b"", b'{"ended_at":"20', sealed(ledger_line(2))[:-1]], ids=["line", "repair", "newline"]
+)
 def test_killed_at_any_byte_it_leaves_a_torn_line_that_the_next_one_closes(torn: bytes, tmp_path: Path) -> None:
     before = ledger_of(tmp_path, 2) + torn
     (tmp_path / LEDGER).write_bytes(before)
