@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         return one
 
     words = "run notebooks in order, each with a record and an archived copy; stop at the first that fails"
-    run = command("run", "runner.run", words, epilog=_OF_RUN)
+    run = command("run", "runner.command", words, epilog=_OF_RUN)
     run.hint = "; give a notebook's parameter by name and value: -p repair True"
     add = run.add_argument
     add("notebooks", nargs="+", metavar="NOTEBOOK", help="the name of a shipped notebook, or the path of your own")
@@ -68,7 +68,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--timeout", default="3600", metavar="SECONDS", help="stop a run after this time; %(default)s by default")
     add("--cell-timeout", metavar="SECONDS", help="stop a run if one of its cells takes longer; no limit by default")
     add("--start-timeout", metavar="SECONDS", help="stop a run if its kernel takes longer to start; 60 by default")
-    add("--no-html", action="store_true", help="write no HTML page")
+    words = "write an HTML page of each run (the default), only of failures (the default with --each), or never"
+    add("--page", choices=("always", "failures", "never"), help=words)
+    add("--json", action="store_true", help="print one JSON object for each run, for programs")
+    words = "skip what was sealed since then, or in this batch, with the same notebook and parameters"
+    add("--since", metavar="MOMENT|ID", help=words)
+    words = "do it for each of these databases: paths, globs in quotes, - to read paths from standard input"
+    add("--each", nargs="+", metavar="DATABASE", help=words)
+    add("--jobs", metavar="N", help="with --each, run so many databases at a time; one for each processor by default")
 
     archive = command("archive", "evidence.archive", "archive a notebook that papermill or JupyterLab has executed")
     archive.add_argument("notebook", metavar="OUT.ipynb", help="an executed notebook that has sealed its run")

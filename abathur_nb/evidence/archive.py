@@ -219,8 +219,8 @@ def cell_id(notebook: Mapping[str, Any], name: str) -> dict[str, str]:
 
 def keep(
     folder: Path, settings: Settings, notebook: Mapping[str, Any], *, html: bool = True, as_template: bool = False
-) -> None:
-    """Archive an executed notebook beside the sealed record of its run, and add the run to the ledger.
+) -> str:
+    """Archive an executed notebook beside the sealed record of its run; return the hash of its line in the ledger.
 
     Writes the notebook and, with ``html``, its page (``~`` replaces the home directory in both), the statement, and
     last the ledger line with all hashes. ``as_template`` says whether the cells are known to equal those of the
@@ -228,8 +228,6 @@ def keep(
     second case the record is removed, and the run is not evidence.
     """
     import nbformat
-
-    from abathur_nb.evidence.page import render
 
     archive = folder.parent
     files = {name: read_regular(folder / name) for name in (STARTED, RECORD)}
@@ -239,6 +237,8 @@ def keep(
     text = json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
     files[NOTEBOOK] = text.encode(errors="backslashreplace")
     if html:
+        from abathur_nb.evidence.page import render
+
         files[PAGE] = render(executed, record, as_template=as_template)
     try:
         refuse_secrets(settings, files)
@@ -260,7 +260,7 @@ def keep(
         end = require_no_line(archive, folder.name)
         for name in files.keys() - {STARTED, RECORD}:
             write_durably(folder / name, files[name])
-        append(archive, line, *end)
+        return append(archive, line, *end)
 
 
 def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Records of runs: their fields and shape, and reading them from an archive."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, number, sha256, tilde, unsealed
-from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
+from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, newest_lines, read_ledger
 from abathur_nb.files import read_regular
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown, some
@@ -25,7 +25,7 @@ VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "timeout": ("◷", "it reached its time limit"),
     "interrupted": ("■", "it was interrupted"),
 }
-EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "refused": 2, "error": 3, "timeout": 4, "interrupted": 5}
+EXIT_CODES: Mapping[str, int] = {"pass": 0, "fail": 1, "refused": 2, "error": 3, "timeout": 4, "interrupted": 5}
 # The files of a run.
 STARTED, RECORD = "started.json", "record.json"
 NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
@@ -52,6 +52,7 @@ class Started:
     versions: Mapping[str, Any]
     started_at: str
     ledger_head: str  # the last hash at the start: shows later whether lines were removed
+    fleet: str = ""  # the id of the fleet run that it is a part of
     format: int = FORMAT
 
     @property
@@ -102,6 +103,7 @@ _SHAPE_STARTED = {
     **dict.fromkeys(("run_id", "notebook", "env", "user", "host", "ledger_head"), str),
     **dict.fromkeys(("parameters", "settings", "versions"), dict),
     "started_at": moment,
+    "fleet?": str,
     "template": {"name": str, "sha256": (str, type(None))},
 }
 _SHAPE_CHECK = {
@@ -194,9 +196,7 @@ class Entry:
     @property
     def started_at(self) -> datetime:
         """Return the time in the run's id."""
-        month, day, time = self.run_id[:6], self.run_id[6:8], self.run_id[8:18]
-        # Counted from the first of the month, because a forged id may name the 31st of February.
-        return datetime.strptime(f"{month}01{time}+0000", "%Y%m%dT%H%M%S%f%z") + timedelta(days=int(day) - 1)
+        return begun_at(self.run_id)
 
     @property
     def when(self) -> str:
@@ -246,6 +246,11 @@ class Entry:
         return ": ".join(filter(None, (self.verdict, ", ".join(self.failed))))
 
     @property
+    def artifact(self) -> Path:
+        """Return the archived page; if it was not made, the executed notebook."""
+        return self.folder / (PAGE if self.line and PAGE in self.line.data["files"] else NOTEBOOK)
+
+    @property
     def size(self) -> int | None:
         """Return the size of the database file after the run, in bytes."""
         return (self.sealed.database.get("after") or {}).get("size") if self.sealed else None
@@ -258,6 +263,13 @@ class Entry:
         """Return whether the run used the environment and database of ``settings``."""
         own = (settings.env, tilde(str(settings.db_path)))
         return self.known is not None and (self.known.env, self.database) == own
+
+
+def begun_at(run_id: str) -> datetime:
+    """Return the time in the id of a run."""
+    month, day, time = run_id[:6], run_id[6:8], run_id[8:18]
+    # Counted from the first of the month, because a forged id may name the 31st of February.
+    return datetime.strptime(f"{month}01{time}+0000", "%Y%m%dT%H%M%S%f%z") + timedelta(days=int(day) - 1)
 
 
 def run_ids(archive: Path) -> frozenset[str]:
@@ -294,6 +306,16 @@ def find_run(archive: Path, beginning: str) -> Entry:
         return read_entry(archive, found[0], lines.get(found[0]))
     expected = f"expected the beginning of one run id, found {some(found, _NAMED) or 'none'} in {archive}"
     raise ConfigurationError(f"run {shown(beginning)}: {expected}")
+
+
+def newest_entries(archive: Path, notebook: str = "") -> Iterator[Entry]:
+    """Yield the runs in the ledger of an archive, newest first, of all notebooks or of one; read no more than asked.
+
+    Read-only. Raises RefusedError as `newest_lines` does.
+    """
+    for line in newest_lines(archive):
+        if line.data["kind"] == "run" and notebook in ("", line.data["notebook"]):
+            yield read_entry(archive, line.data["run_id"], line)
 
 
 def is_folder(path: Path) -> bool:

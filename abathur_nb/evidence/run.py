@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult
 
 MIME = "application/vnd.abathur.run+json"  # MIME type of the record in a notebook's output
-# Environment variable that tells the kernel which run it executes: RUN_ID:SHA256:NAME of the notebook.
+# Environment variable that tells the kernel which run it executes: RUN_ID:FLEET:SHA256:NAME of the notebook.
 LAUNCH = "ABATHUR_RUN"
 # The verdict on a run by the class of the error that a cell raised; any other class gives ``error``.
 _BY_ERROR: Mapping[str, Verdict] = {
@@ -136,7 +136,13 @@ def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, objec
 
 
 def write_started(
-    settings: Settings, notebook: str, parameters: Mapping[str, object], *, run_id: str = "", template: Template = None
+    settings: Settings,
+    notebook: str,
+    parameters: Mapping[str, object],
+    *,
+    run_id: str = "",
+    template: Template = None,
+    fleet: str = "",
 ) -> Path:
     """Record the start of a run, and return its folder; creates the folder and the archive, mode 0700.
 
@@ -162,6 +168,7 @@ def write_started(
         **person_and_host(),
         "versions": versions_of(),
         "started_at": utc_now(),
+        "fleet": fleet,
     }
     refuse_secrets(settings, {STARTED: sealed(tilde(started))})  # before anything is created
     folder = archive / run_id
@@ -242,9 +249,9 @@ class Run:
         self.reason = unrecorded(settings, notebook, parameters)
         if self.reason:
             return
-        run_id, digest, name = (*os.environ.pop(LAUNCH, "").split(":", 2), "", "")[:3]
+        run_id, fleet, digest, name = (*os.environ.pop(LAUNCH, "").split(":", 3), "", "", "")[:4]
         template = (name, digest) if digest else None
-        self.folder = write_started(settings, notebook, parameters, run_id=run_id, template=template)
+        self.folder = write_started(settings, notebook, parameters, run_id=run_id, template=template, fleet=fleet)
         self._before = database_identity(settings)
         if self._shell:
             for watch in [*self._shell.events.callbacks["post_run_cell"]]:

@@ -31,7 +31,7 @@ from abathur_nb.store.sql import DATA
 
 # What the runner, a kernel and the notebooks import. A child imports for itself what is missing here.
 _PRELOADED = (
-    *("abathur_nb.cli", "abathur_nb.charts", "abathur_nb.evidence.page", "abathur_nb.runner.run"),
+    *("abathur_nb.cli", "abathur_nb.charts", "abathur_nb.evidence.page", "abathur_nb.runner.command"),
     *(f"abathur_nb.runbook.{name}" for name in NOTEBOOKS),
     *("IPython.core.completerlib", "IPython.extensions.storemagic", "ipykernel.debugger", "ipykernel.kernelapp"),
     *("jupyter_client.asynchronous.client", "matplotlib.backends.backend_agg", "nbclient", "nh3"),
@@ -41,6 +41,7 @@ KERNEL = "abathur_nb.runner.processes:kernel"
 # An option of the kernel: it does not watch its parent by a thread, which a cell busy in C code blocks.
 UNWATCHED = "--IPKernelApp.parent_handle=1"
 _PROGRAM = "from abathur_nb.runner import processes; processes.{}()"
+_LONGEST = 2**20  # bytes of a message; Linux allows a fifth of it by default
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _PARENT = "ABATHUR_PARENT"  # environment variable of a new process: its parent
 # A notebook shows what it draws with pyplot; numpy starts no thread.
@@ -55,7 +56,7 @@ class CannotForkError(Exception):
     """Say why no child could be forked."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Child:
     """Hold a process that leads its own session and is killed when its parent dies; with the methods of a Popen.
 
@@ -208,12 +209,12 @@ class ForkServer:
             "directory": directory or os.getcwd(),  # noqa: PTH109
             "umask": umask,
         }
-        told, theirs = socketpair()
+        told, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         try:
             with theirs:
                 send_fds(self._control, [b"1"], [theirs.fileno(), output, errors, self._control.fileno()])
-            told.sendall(json.dumps(request).encode() + b"\n")
-            answer = _line(told)
+            told.sendall(json.dumps(request).encode())
+            answer = _received(told)
         except OSError as error:
             answer = {"error": f"the fork server has ended: {error.strerror}"}
         if "pid" not in answer:
@@ -229,14 +230,15 @@ def _end(control: socket, process: "subprocess.Popen[bytes]") -> None:
 
 def _finish(told: socket, _server: ForkServer) -> int:  # a server lives as long as its children
     with told:
-        return int(_line(told).get("code", -signal.SIGKILL))  # if the server died, so did its children
+        return int(_received(told).get("code", -signal.SIGKILL))  # if the server died, so did its children
 
 
-def _line(connection: socket) -> dict[str, Any]:
-    """Return the next line of a connection as JSON, empty at its end."""
-    with suppress(ConnectionError), connection.makefile("rb", buffering=0) as file:
-        return dict(json.loads(file.readline() or b"{}"))
-    return {}
+def _received(connection: socket) -> dict[str, Any]:
+    """Return the next message of a connection, which is JSON; empty at its end."""
+    try:
+        return dict(json.loads(connection.recv(_LONGEST) or b"{}"))
+    except ConnectionError:
+        return {}
 
 
 def _python_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -262,6 +264,11 @@ def fork_server() -> ForkServer:
         return _servers[0]
 
 
+def is_forked() -> bool:
+    """Return whether this process has a fork server, as a child of one has."""
+    return bool(_servers)
+
+
 # --- the server
 
 
@@ -279,8 +286,9 @@ class _Forked:
 
     def kill(self) -> int:
         """Kill the child and what it has started, and return its exit code."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # until it is reaped, no other process has its number
+        for kill in (os.killpg, os.kill):  # it may not lead a group yet; until it is reaped, its number is its own
+            with suppress(ProcessLookupError):
+                kill(self.pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -311,7 +319,7 @@ def serve() -> None:
             return
         told, request = socket(fileno=given[0]), dict[str, Any]()
         try:
-            request = _line(told)
+            request = _received(told)
             if (threads := len(os.listdir("/proc/self/task"))) != 1:  # noqa: PTH208
                 raise OSError(f"the fork server has {threads} threads")
             pid = os.fork()
@@ -325,7 +333,7 @@ def serve() -> None:
                 for child in children:
                     os.close(child.pidfd)
                 _become(request, server, *given[1:])
-            told.sendall(b'{"pid": %d}\n' % pid)
+            told.sendall(b'{"pid": %d}' % pid)
             children.append(_Forked(pid, os.pidfd_open(pid), told))
         for descriptor in given[1:]:
             os.close(descriptor)

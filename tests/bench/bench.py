@@ -406,7 +406,7 @@ def recording(place: Path) -> Sides:
     return alternate(lambda: run(bare=False), lambda: run(bare=True), blocks=15)
 
 
-RUNNER = (sys.executable, "-m", "abathur_nb", "run", "validate", "--env", "development", "--no-html")
+RUNNER = (sys.executable, "-m", "abathur_nb", "run", "validate", "--env", "development", "--page=never")
 
 
 def timed_run(path: Path, *command: str) -> list[int]:

@@ -158,7 +158,7 @@ def _harm(run: _Run, whom: str, number: int, code: int, told: str) -> str:
     expected = {"error"} if whom == "kernel" else {"interrupted", "none"}
     if verdict not in expected | {"pass"}:
         return f"its verdict is {verdict}"
-    if code != (EXIT_CODES["interrupted"] if verdict == "none" else EXIT_CODES[verdict]):  # type: ignore[index]
+    if code != (EXIT_CODES["interrupted"] if verdict == "none" else EXIT_CODES[verdict]):
         return f"its verdict is {verdict}, its exit code {code}: {told}"
     if entries and not archived:
         return f"it ended with {code}, and is not in the ledger: {told}"

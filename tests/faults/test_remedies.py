@@ -428,7 +428,7 @@ LINES = """\
 verify {}|verify x --key {}|verify --kee {}|copy {}|{}|runs --archive {}|diff a b --archive {}|diff {} {}|archive {}
 copy /x --archive {}|runs --db-path {}|runs --env {}|alerts {}|metrics --output {}|metrics --db-path {}
 run {} --env development|run history -p archive {}|run history -p {} x|run history -f {}|run history --timeout {}
-run history --nothing {}|run history --no-html={}"""
+run history --nothing {}|run history --page=never{}"""
 
 
 @pytest.mark.parametrize("url", [SIGNED, f"S3://KEY:{CANARY}@bucket/x"])

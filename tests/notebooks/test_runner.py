@@ -84,7 +84,7 @@ def test_a_run_that_passes_is_recorded_and_archived(database: Settings) -> None:
 
 
 def test_several_notebooks_run_in_order_and_a_parameter_goes_to_those_that_declare_it(settings: Settings) -> None:
-    done = run(*arguments_of(settings, "init", "validate"), "-p", "dry_run", "False", "--no-html")
+    done = run(*arguments_of(settings, "init", "validate"), "-p", "dry_run", "False", "--page=never")
     assert done.code == 0, done.out
     entries = read_archive(settings.archive_dir)
     assert [record_of(entry)["notebook"] for entry in entries] == ["init", "validate"]
