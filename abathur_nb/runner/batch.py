@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from glob import glob, has_magic
 from threading import Timer
 from typing import Any
@@ -48,58 +49,69 @@ def databases_of(given: Sequence[str], faults: list[str]) -> list[str]:
     return [*found.values()]
 
 
-def run_all(
-    commands: Mapping[str, Sequence[str]], *, jobs: int, limit: float, stop: Stop, most_failures: int = 0
-) -> Iterator[list[Result]]:
+def run_one(
+    database: str, words: Sequence[str], *, limit: float, stop: Stop, running: set[Child] | None = None
+) -> list[Result]:
+    """Run the command of one database in a forked process, and return its results, at least one.
+
+    The process is killed if it has not ended 60 s after ``limit``; while it lives, it is among ``running``.
+    """
+    running = set() if running is None else running
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        files = {"output": output.fileno(), "errors": errors.fileno()}
+        child = start(_COMMAND, words, {}, **files, server=fork_server())
+        running.add(child)
+        if stop.signals:  # it came before the child could be sent it
+            child.send_signal(signal.SIGINT)
+        code = child.wait(limit + _TO_END_S)
+        if code is None:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        running.discard(child)
+        output.seek(0)
+        errors.seek(0)
+        results = [json.loads(line) for line in output.read().splitlines() if line.startswith(b"{")]
+        if not results:
+            said = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            results = [not_run(database, *_ended_by(code, bool(stop.signals), said))]
+    return results
+
+
+def run_all(commands: Mapping[str, Sequence[str]], *, jobs: int, limit: float, stop: Stop) -> Iterator[list[Result]]:
     """Run the commands, each of one database, ``jobs`` at a time, and yield the results of each as it ends.
 
-    A command that has not ended 60 s after ``limit`` is killed. After a signal, or ``most_failures``, no command is
-    begun; a signal also interrupts those that run, which seal their records.
+    After a signal no command is begun, and those that run are interrupted, and seal their records.
     """
     running: set[Child] = set()
-    failed: list[Result] = []
 
     def one(database: str, words: Sequence[str]) -> list[Result]:
-        if stop.signals or (most_failures and len(failed) >= most_failures):
-            why = "a signal asked to stop" if stop.signals else f"{len(failed)} have failed"
-            return [_result(database, "interrupted", f"not begun, because {why}")]
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            files = {"output": output.fileno(), "errors": errors.fileno()}
-            child = start(_COMMAND, words, {}, **files, server=fork_server())
-            running.add(child)
-            if stop.signals:  # it came before the child could be sent it
-                child.send_signal(signal.SIGINT)
-            code = child.wait(limit + _TO_END_S)
-            if code is None:
-                child.send_signal(signal.SIGKILL)
-                child.wait()
-            running.discard(child)
-            output.seek(0)
-            errors.seek(0)
-            results = [json.loads(line) for line in output.read().splitlines() if line.startswith(b"{")]
-            if not results:
-                said = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-                results = [_result(database, *_ended_by(code, bool(stop.signals), said))]
-        failed.extend(result for result in results[-1:] if result["verdict"] != "pass")
-        return results
+        if stop.signals:
+            return [not_run(database, "interrupted", "not begun, because a signal asked to stop")]
+        return run_one(database, words, limit=limit, stop=stop, running=running)
 
-    def interrupt(number: int = signal.SIGINT) -> None:
+    with interrupting(stop, running), ThreadPoolExecutor(jobs) as pool:
+        for done in as_completed([pool.submit(one, *item) for item in commands.items()]):
+            yield done.result()
+
+
+@contextmanager
+def interrupting(stop: Stop, running: set[Child]) -> Iterator[None]:
+    """Interrupt the processes among ``running`` when a signal asks to stop, and kill them 9 s later."""
+
+    def send(number: int = signal.SIGINT) -> None:
         for child in [*running]:
             child.send_signal(number)
 
-    killing = Timer(_TO_STOP_S, interrupt, [signal.SIGKILL])
-    killing.daemon = True
-
-    def stopped() -> None:
+    def tell() -> None:
         if len(stop.signals) == 1:
             killing.start()
-        interrupt()
+        send()
 
-    stop.tell = stopped
+    killing = Timer(_TO_STOP_S, send, [signal.SIGKILL])
+    killing.daemon = True
+    stop.tell = tell
     try:
-        with ThreadPoolExecutor(jobs) as pool:
-            for done in as_completed([pool.submit(one, *item) for item in commands.items()]):
-                yield done.result()
+        yield
     finally:
         stop.tell = bool
         killing.cancel()
@@ -115,5 +127,6 @@ def _ended_by(code: int | None, stopped: bool, said: str) -> tuple[str, str]:
     return "error", f"the runner {how}: {said}".rstrip(": ")
 
 
-def _result(database: str, verdict: str, reason: str) -> Result:
+def not_run(database: str, verdict: str, reason: str) -> Result:
+    """Return the result of a database of which there is no run."""
     return {"run": None, "database": database, "verdict": verdict, "reason": reason, "archived": None}
