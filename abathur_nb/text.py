@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from html import escape
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -226,18 +226,34 @@ _OPEN = 20  # rows that are shown by default; the rest is folded
 _MOST = 200  # rows of HTML, so that it does not grow to megabytes
 _SHORT = 36  # characters that stay on one line
 _LONG = 120  # characters that need a wider column
-_CELL = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
+_CELL = "vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
 # The colour of a cell by the mark with which it begins.
-COLOURS = {"✗": "#c4420f", "?": "#c4420f", "!": "#a66f00"}
+COLOURS = {"✗": "#c4420f", "?": "#c4420f", "!": "#a66f00", **dict.fromkeys("█░▏", "#2f86c0")}
 
 
-def html_cell(text: str, more: str = "") -> str:
-    """Return a cell for `html_table`: the text, coloured if it begins with a mark, and ``more``, which is HTML."""
+def html_cell(value: object, more: str = "") -> str:
+    """Return a cell for `html_table`: a text, coloured if it begins with a mark, or a number, which is aligned right.
+
+    ``more`` is HTML after it.
+    """
+    text, side = _words(value), "right" if isinstance(value, int | float) else "left"
     # Short texts, such as times and run ids, must stay on one line.
     wide = f"min-width:{18 if len(text) > _LONG else 9}em;max-width:48em"
     width = wide if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
     colour = f";color:{COLOURS[text[0]]};font-weight:bold" if text[:1] in COLOURS else ""
-    return f"<td style='{_CELL};{width}{colour}'>{escape(text)}{more}</td>"
+    return f"<td style='text-align:{side};{_CELL};{width}{colour}'>{escape(text)}{more}</td>"
+
+
+def _named(head: str, value: object) -> str:
+    """Return a cell as text on one line: a number with its head, without which it says nothing."""
+    return f"{head} {_words(value)}" if isinstance(value, int | float) else _words(value).replace("\n", "; ")
+
+
+def _words(value: object) -> str:
+    """Return the text of a cell; that of None is empty."""
+    if isinstance(value, datetime):
+        return timestamp(value)
+    return f"{value:,}" if isinstance(value, int | float) else "" if value is None else str(value)
 
 
 class Shown:
@@ -261,20 +277,21 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Table(Shown):
-    """Hold rows of printable text under ``heads``.
+    """Hold rows of printable text, numbers, UTC times and None under ``heads``.
 
     A notebook shows the first ``opened`` rows and folds the rest; without rows it shows ``nothing``.
     """
 
     heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Any, ...], ...]
     nothing: str
     opened: int = _OPEN
     caption: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", printable(self.caption))
-        object.__setattr__(self, "rows", tuple(tuple(printable(cell) for cell in row) for row in self.rows))
+        rows = (tuple(printable(cell) if isinstance(cell, str) else cell for cell in row) for row in self.rows)
+        object.__setattr__(self, "rows", tuple(rows))
 
     def to_frame(self) -> "pd.DataFrame":
         """Return the rows as a pandas frame, under the same heads."""
@@ -283,7 +300,7 @@ class Table(Shown):
         return pd.DataFrame(self.rows, columns=list(self.heads))
 
     def __str__(self) -> str:
-        lines = (" · ".join(cell.replace("\n", "; ") for cell in row if cell) for row in self.rows)
+        lines = (" · ".join(filter(None, map(_named, self.heads, row))) for row in self.rows)
         return f"{self.caption}\n{chr(10).join(lines) or self.nothing}".strip()
 
     def to_html(self) -> str:
@@ -297,5 +314,5 @@ class Table(Shown):
         more = f"<p>and {left:,} more: to_frame() has them all</p>" if left > 0 else ""
         return caption + self._html(first) + folded + more
 
-    def _html(self, rows: Sequence[tuple[str, ...]]) -> str:
+    def _html(self, rows: Sequence[tuple[object, ...]]) -> str:
         return html_table(self.heads, (map(html_cell, row) for row in rows))

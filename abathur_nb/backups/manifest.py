@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
@@ -17,10 +17,7 @@ from abathur_nb.evidence.canonical import misfits, moment, number, printable_tex
 from abathur_nb.files import fsync, locked, read_regular
 from abathur_nb.report import Check, id_of
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.text import MB, SEE_CLOCK, age, file_stamp, is_ahead, moment_of, printable, shown, timestamp
-
-if TYPE_CHECKING:
-    import pandas as pd
+from abathur_nb.text import MB, SEE_CLOCK, Table, age, file_stamp, is_ahead, moment_of, printable, shown
 
 MANIFEST = ".manifest.json"  # suffix after the name of the backup
 # Backups that are restored only by name: how each was made, by its reason.
@@ -357,28 +354,25 @@ def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterat
     yield Check.that("leftovers", not faults, expected, observed, remedy, "warn", [*faults.values(), *removed])
 
 
-def show_backups(settings: Settings) -> "pd.DataFrame":
+def show_backups(settings: Settings) -> Table:
     """Return the backups in ``backup_dir``, newest first, one row per file. Read-only; proves none again.
 
     Columns: ``file``, ``environment``, ``reason``, ``taken at`` (UTC), ``age`` (hours), ``rows``, ``MB`` on the disk,
     ``restored in`` (seconds that its proof took, validation included), ``its database`` (sound, or its failed checks,
     and notes such as ``does not serve`` or ``renamed``). Invalid backups get a row with the reason.
     """
-    import pandas as pd
-
     backups, faults = list_backups(settings.backup_dir)
-    columns = ["file", "environment", "reason", "taken at", "age", "rows", "MB", "restored in", "its database"]
-    rows: list[list[object]] = []
+    heads = ("file", "environment", "reason", "taken at", "age", "rows", "MB", "restored in", "its database")
+    rows: list[tuple[object, ...]] = []
     for b in reversed(backups):
         state = [f"failed {', '.join(b.findings)}" if b.findings else "sound"]
         notes = {"does not serve": b.unfit, "renamed": b.renamed, "taken in the future": is_ahead(b.taken_at)}
         notes["older manifest"] = not b.facts["sequence"]
         state += [note for note, holds in notes.items() if holds]
-        names = (printable(b.path.name), b.facts["env"], b.facts["reason"])
+        names = (b.path.name, b.facts["env"], b.facts["reason"])
         hours = round((datetime.now(UTC) - b.taken_at).total_seconds() / 3600, 1)
         took = round(b.facts["proof"]["restored_s"] + b.facts["proof"]["validated_s"], 2)
         size = round(b.facts["bytes"] / MB, 1)
-        rows.append([*names, timestamp(b.taken_at), hours, b.content.total, size, took, "; ".join(state)])
-    rows += [[file, *[None] * (len(columns) - 2), f"not a backup: {fault}"] for file, fault in faults.items()]
-    # Show the name of the index in the corner of the head, not in a separate row.
-    return pd.DataFrame(rows, columns=columns).set_index("file").rename_axis(index=None, columns="file")
+        rows.append((*names, b.taken_at, hours, b.content.total, size, took, "; ".join(state)))
+    rows += [(file, *[None] * (len(heads) - 2), f"not a backup: {fault}") for file, fault in faults.items()]
+    return Table(heads, tuple(rows), "no backup")

@@ -153,7 +153,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def cell(overview: nb.Overview, notebook: str, env: str = "development") -> str:
     table = overview._table()
     (row,) = (row for row in table.rows if row[0] == notebook)
-    return row[table.heads.index(env)]
+    return str(row[table.heads.index(env)])
 
 
 def test_of_each_notebook_the_newest_run_is_told_whatever_its_verdict(settings: Settings) -> None:

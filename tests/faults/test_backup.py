@@ -165,7 +165,7 @@ async def test_an_older_backup_behind_an_unfit_one_wants_a_name(database: Settin
     newer = await taken(database)
     await refused_until_named(database, older, newer.path.name)
     assert await last_backup(database) == older.taken_at.timestamp()
-    assert "does not serve" in nb.show_backups(database)["its database"].iloc[0]
+    assert "does not serve" in str(nb.show_backups(database)).partition("\n")[0]
     assert not (await nb.restore_database(database, backup=newer.path.name)).refused, "it can be named as well"
     older.path.unlink()
     with pytest.raises(nb.ChecksFailedError, match=rf"{newer.path.name}: its database failed "):
@@ -182,7 +182,7 @@ async def test_a_newer_one_that_was_renamed_counts_by_its_manifest(name: str, da
     else:
         found = await chosen(database)
         assert (found.status, told in found.observed, "its manifest names" in found.observed) == ("warn", True, True)
-    assert told in nb.show_backups(database).index
+    assert told in set(nb.show_backups(database).to_frame()["file"])
     (await nb.backup_database(database, keep=ONE)).raise_for_failures()
     assert path.exists(), "what was renamed is kept by hand"
     assert list_backups(database.backup_dir)[0][-1].facts["sequence"] == 3
@@ -234,7 +234,7 @@ async def test_a_backup_of_the_future_is_a_finding_wherever_its_age_is_judged(da
     found = redated(await taken(database, reason="ahead"), timedelta(minutes=10))
     told = await chosen(database)
     assert (told.status, found.path.name in told.observed, "in the future" in told.observed) == ("warn", True, True)
-    assert "taken in the future" in nb.show_backups(database)["its database"].iloc[0]
+    assert "taken in the future" in str(nb.show_backups(database)).partition("\n")[0]
     assert check_of((await nb.monitor(database)).report, "age of the last proven backup").status == "warn"
     for minutes, status in ((10, "warn"), (4, "pass")):  # two machines may differ by some minutes
         redated(found, timedelta(minutes=minutes))
@@ -269,10 +269,10 @@ async def test_manifests_of_before_serve_and_are_shown_as_older_and_offsets_are_
         found = await taken(database, compress=compress)
         as_before(found)
         (await nb.restore_database(database, drill=True)).raise_for_failures()
-    assert all("older manifest" in told for told in nb.show_backups(database)["its database"])
+    assert all("older manifest" in told for told in str(nb.show_backups(database)).splitlines())
     (await nb.restore_database(database, apply=True)).raise_for_failures()
     rewritten(found, taken_at="2026-11-30T10:00:00+05:30")
-    assert "2026-11-30 04:30:00.000" in set(nb.show_backups(database)["taken at"])
+    assert "2026-11-30 04:30:00.000" in str(nb.show_backups(database))
 
 
 @pytest.mark.parametrize("every", sampled((1, 12), 12))

@@ -478,7 +478,7 @@ def test_what_schedule_prints_runs_as_it_stands(database: Settings) -> None:
     minute, hour, *days, command = found.crontab.split(maxsplit=5)
     assert (minute, hour, days) == ("30", "2", ["*"] * 3)
     subprocess.run(["sh", "-c", command], check=True, capture_output=True, cwd="/")
-    (taken,) = nb.show_backups(database).to_dict("records")
+    (taken,) = nb.show_backups(database).to_frame().to_dict("records")
     assert taken["reason"] == "nightly"
     usual = nb.schedule(resolve("production"), "validate")
     assert "db_path" not in usual.crontab

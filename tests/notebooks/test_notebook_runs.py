@@ -275,7 +275,7 @@ def test_what_is_lost_comes_back_and_what_was_stays(
     assert "abathur_pre_restore_" in run("restore", apply=True).passed().report
     assert {"user:a", "app:abathur:config"} <= namespaces(database)
     assert "user:bob" not in namespaces(database)
-    kept = next(name for name in nb.show_backups(database).index if "pre_restore" in name)
+    kept = next(name for name, *_ in nb.show_backups(database).rows if "pre_restore" in name)
     run("restore", apply=True, backup=kept).passed()
     assert "user:bob" in namespaces(database), "undone"
     monkeypatch.setenv("ABATHUR_CONFIRM_CHANGES", "true")

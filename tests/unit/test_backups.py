@@ -39,19 +39,20 @@ async def test_what_was_lost_comes_back_as_it_was(database: Settings, lost: str)
 
 
 async def test_backups_are_listed_newest_first_with_what_they_hold_and_damaged_ones_as_such(database: Settings) -> None:
-    assert len(nb.show_backups(database)) == 0
+    assert str(nb.show_backups(database)) == "no backup"
     assert not database.backup_dir.exists()
     for reason in ("first", "second"):
         (await nb.backup_database(database, reason=reason)).raise_for_failures()
-    found = nb.show_backups(database)
+    found = nb.show_backups(database).to_frame()
     assert list(found["reason"]) == ["second", "first"]
+    assert [found[name].dtype.kind for name in ("taken at", "age", "rows", "MB", "restored in")] == list("Mfiff")
     assert list(found["rows"]) == [3, 3], "the seeds, without SQLite's own table"
     assert set(found["its database"]) == {"sound"}
     assert set(found["environment"]) == {"development"}
     assert all(found["restored in"] > 0)
     (manifest,) = database.backup_dir.glob("abathur_second_*.manifest.json")
     manifest.write_text("{}")
-    told = nb.show_backups(database)["its database"]
+    told = nb.show_backups(database).to_frame()["its database"]
     assert [("not a backup" in text, "damaged" in text) for text in told] == [(False, False), (True, True)]
 
 
