@@ -15,29 +15,24 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from abathur_nb.measure.alerts import DISK_FREE, LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, RULES, WAL_BYTES
 from abathur_nb.percentiles import percentiles
-from abathur_nb.store.schema import expected_objects, expected_tables
 from abathur_nb.text import counted, printable
 
 if TYPE_CHECKING:
     from abathur_nb.evidence.record import Entry
     from abathur_nb.runbook.benchmark import BenchmarkResult
-    from abathur_nb.runbook.explain import Plans
     from abathur_nb.runbook.explore import Excerpt
     from abathur_nb.runbook.history import History
     from abathur_nb.runbook.monitor import Monitoring
-    from abathur_nb.runbook.validate import Schema
 
 __all__ = [
     "Chart",
     "concurrency_curve",
-    "coverage_matrix",
     "growth_curve",
     "latency_distribution",
     "monitoring_over_time",
     "percentiles_over_time",
     "rows_over_time",
     "sizes_over_time",
-    "table_sizes",
     "verdicts_over_time",
 ]
 
@@ -202,60 +197,6 @@ def _curve(measured: dict[str, Sequence[int]], x: str, y: str, words: str) -> Ch
         axis.set_minor_formatter(NullFormatter())
     ends = ", ".join(f"{curve[at][0].value:.3g} ms at the median for {at:,}" for at in (min(curve), max(curve)))
     chart.alt = f"{words}: {ends}"
-    return chart
-
-
-# --- the schema
-
-
-def coverage_matrix(plans: "Plans") -> Chart:
-    """Draw which query uses which of the 33 indexes."""
-    indexes = sorted(plans.coverage, key=lambda name: (expected_tables().index(expected_objects()[name].table), name))
-    # Queries in the order of their indexes: if all indexes are used, the chart is a staircase.
-    queries = list(dict.fromkeys(query for index in indexes for query in plans.coverage[index]))
-    chart, (ax,) = _new_chart(8.5)
-    points = [(queries.index(query), row) for row, index in enumerate(indexes) for query in plans.coverage[index]]
-    unused = [index for index in indexes if not plans.coverage[index]]
-    for row in map(indexes.index, unused):
-        ax.axhspan(row - 0.5, row + 0.5, color=_RED, alpha=0.3)
-    ax.plot([x for x, _ in points], [y for _, y in points], "s", color=_BLUE, markersize=6)
-    ax.set_xticks(range(len(queries)), queries, rotation=90, fontsize=7)
-    ax.set_yticks(range(len(indexes)), indexes, fontsize=7)
-    ax.set(xlim=(-0.7, len(queries) - 0.3), ylim=(len(indexes) - 0.5, -0.5))
-    ax.set_title(f"{len(indexes) - len(unused)} of {len(indexes)} indexes serve a query")
-    words = f"Matrix of {len(indexes)} indexes and {len(queries)} queries"
-    chart.alt = f"{words}; unused: {', '.join(unused) or 'none'}"
-    return chart
-
-
-def table_sizes(schema: "Schema") -> Chart:
-    """Draw the size of each table and its indexes, or its number of rows if this SQLite has no dbstat."""
-    of_indexes = dict.fromkeys(schema.rows, 0)
-    for name, size in schema.sizes.items():
-        index = schema.objects.get(name)
-        table = index.table if index else name.removeprefix("sqlite_autoindex_").rpartition("_")[0]
-        if table != name and table in of_indexes:
-            of_indexes[table] += size
-    own = {table: schema.sizes.get(table, 0) if schema.sizes else rows for table, rows in schema.rows.items()}
-    tables = sorted(own, key=lambda table: (own[table] + of_indexes[table], schema.rows[table]))
-    if not tables:
-        return _blank("no table could be read: the report says why")
-    chart, (ax,) = _new_chart(1.2 + 0.32 * len(tables))
-    lengths, places = [own[table] for table in tables], range(len(tables))
-    bars = ax.barh(places, lengths, color=_BLUE, label="rows")
-    ax.set(xlabel="rows", title="Tables by size")
-    if schema.sizes:
-        more = [of_indexes[table] for table in tables]
-        bars = ax.barh(places, more, left=lengths, color=_ORANGE, label="its indexes")
-        ax.xaxis.set_major_formatter(_BYTES)
-        ax.set_xlabel("size in the file (bytes)")
-        ax.legend(loc="lower right")
-    ax.set_yticks(places, [_label(table) for table in tables])
-    words = [counted(schema.rows[table], "row") for table in tables]
-    ax.bar_label(bars, words, padding=4, fontsize=8)
-    ax.margins(x=0.15)
-    named = [f"{_one_line(table)} {rows}" for table, rows in zip(tables, words, strict=True)]
-    chart.alt = "Tables by size: " + ", ".join(reversed(named))
     return chart
 
 

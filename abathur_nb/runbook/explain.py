@@ -48,6 +48,15 @@ class Plans(Shown):
         ]
         return Table(("status", "query", "index", "plan", "answers"), tuple(rows), "no plan: the report says why")
 
+    def by_index(self) -> Table:
+        """Return which queries each of the 33 indexes serves; unused indexes come first, marked."""
+        rows = tuple(
+            (index if names else f"✗ {index}", expected_objects()[index].table, ", ".join(names) or "no query")
+            for index, names in sorted(self.coverage.items(), key=lambda found: bool(found[1]))
+        )
+        caption = f"{sum(map(bool, self.coverage.values()))} of {len(rows)} indexes serve a query"
+        return Table(("index", "table", "serves"), rows, "", opened=len(rows), caption=caption)
+
     def to_frame(self) -> "pd.DataFrame":
         """Return a pandas frame, one row a query: its verdict, its index, its plan."""
         return self._table().to_frame()

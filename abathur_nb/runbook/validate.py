@@ -15,11 +15,12 @@ from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.schema import SchemaObject, expected_objects, quoted, read_schema
 from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.store.target import identify, refusal, to_be_repaired
-from abathur_nb.text import Shown, counted, printable
+from abathur_nb.text import Shown, Table, counted, printable
 
 # Troubleshoot does not repair objects that are not in sql/, or values that only a person can correct.
 _BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
 _MOST = 200  # tables that are shown
+_BAR = 24  # characters of the longest bar
 
 
 async def validate_database(settings: Settings) -> Report:
@@ -62,6 +63,28 @@ class Schema(Shown):
             return {}
         sql = {name: normalized(found.sql) for name, found in self.objects.items()}
         return {"schema": sql, "rows": dict(self.rows), "sizes": dict(self.sizes)}
+
+    def by_size(self) -> Table:
+        """Return the tables, largest first: their rows, the kB of rows and of indexes, and a bar of both.
+
+        If this SQLite has no dbstat, the bar shows the number of rows.
+        """
+        of_indexes = dict.fromkeys(self.rows, 0)
+        for name, size in self.sizes.items():
+            index = self.objects.get(name)
+            table = index.table if index else name.removeprefix("sqlite_autoindex_").rpartition("_")[0]
+            if table != name and table in of_indexes:
+                of_indexes[table] += size
+        own = {table: self.sizes.get(table, 0) if self.sizes else rows for table, rows in self.rows.items()}
+        both = {table: own[table] + of_indexes[table] for table in own}
+        step = max(both.values(), default=0) / _BAR or 1
+        rows = []
+        for table in sorted(own, key=lambda table: (-both[table], -self.rows[table])):
+            solid, whole = round(own[table] / step), round(both[table] / step)
+            kb = (round(own[table] / 1000), round(of_indexes[table] / 1000)) if self.sizes else ()
+            rows.append((table, self.rows[table], *kb, "█" * solid + "░" * (whole - solid) or "▏"))
+        heads = ("kB of rows", "kB of indexes", "█ rows ░ indexes") if self.sizes else ("█ rows",)
+        return Table(("table", "rows", *heads), tuple(rows), "no table could be read: the report says why")
 
     def to_html(self) -> str:
         """Return the schema as an HTML fragment, one folded part for each table."""

@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from archives import record_with
 from browser import CANARY, asked_for, sung
 
 from abathur_nb import charts
-from abathur_nb.config.settings import Settings
 from abathur_nb.evidence import page
 from abathur_nb.evidence.page import clean, render
 from abathur_nb.evidence.record import EXIT_CODES, VERDICTS, Record, Verdict
 from abathur_nb.report import Check, Report
-from abathur_nb.runbook.validate import show_schema
+from abathur_nb.runbook.explore import growth_of
+from abathur_nb.runbook.validate import Schema
 
 CHECKS = (
     Check("integrity", "pass", "ok", "ok"),
@@ -202,7 +203,11 @@ def report() -> str:
     return Report("validate", tuple(checks), subject="/data/x.db").to_html()
 
 
-@pytest.mark.parametrize("make", [report, frame])
+def bars() -> str:
+    return Schema({}, {"tasks": 3, "<b>": 0}, {"tasks": 4096, "sqlite_autoindex_tasks_1": 9000}).by_size().to_html()
+
+
+@pytest.mark.parametrize("make", [report, frame, bars])
 def test_a_table_of_ours_comes_out_whole(make: Callable[[], str]) -> None:
     """Every element, attribute, style and word of it."""
     html = make()
@@ -212,8 +217,8 @@ def test_a_table_of_ours_comes_out_whole(make: Callable[[], str]) -> None:
     assert words(html) in words(page_of(code(shows(text_html=html))))
 
 
-async def test_a_figure_comes_out_whole_with_its_words(database: Settings) -> None:
-    data, metadata = charts.table_sizes(await show_schema(database))._repr_mimebundle_()
+def test_a_figure_comes_out_whole_with_its_words() -> None:
+    data, metadata = charts.rows_over_time(growth_of({"tasks": {date(2026, 11, 1): 3}}))._repr_mimebundle_()
     picture = base64.encodebytes(data["image/png"]).decode()
     output = {"output_type": "display_data", "data": {**data, "image/png": picture}, "metadata": metadata}
     (shown,) = (attributes for tag, attributes in Reader(page_of(code(output))).elements if tag == "img")

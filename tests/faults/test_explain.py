@@ -145,6 +145,23 @@ async def test_every_query_has_its_index_scans_and_sorts_nothing_and_every_index
         assert without != [plans.lines[query.name] for query in queries], index
 
 
+async def test_of_each_index_the_queries_are_shown_and_the_unused_come_first(database: Settings) -> None:
+    plans = await nb.explain_queries(database)
+    table = plans.by_index()
+    assert table.rows == tuple(
+        (index, expected_objects()[index].table, ", ".join(names)) for index, names in plans.coverage.items()
+    )
+    assert (table.caption, table.to_html().count("<tr>")) == ("33 of 33 indexes serve a query", 34)
+    run_sql(database.db_path, "DROP INDEX idx_audit_task")
+    table = (await nb.explain_queries(database)).by_index()
+    assert (table.caption, table.rows[0]) == (
+        "32 of 33 indexes serve a query",
+        ("✗ idx_audit_task", "audit", "no query"),
+    )
+    database.db_path.unlink()
+    assert (await nb.explain_queries(database)).by_index().caption == "0 of 33 indexes serve a query"
+
+
 async def test_the_most_frequent_values_change_no_index(run: Run) -> None:
     for query in load_queries().values():
         parameters = {name: HOT.get(name, example) for name, example in query.parameters.items()}

@@ -1,13 +1,12 @@
 """Every figure: a picture, words in its place, axes that say their units; whatever it is given."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import date, timedelta
 
 import numpy as np
 import pytest
 from charts_helpers import drawn, is_blank, texts
-from damage import ROWS, drop_index, query, run_sql
+from damage import ROWS, query, run_sql
 from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle
 
@@ -15,9 +14,7 @@ import abathur_nb as nb
 from abathur_nb import charts
 from abathur_nb.charts import Chart
 from abathur_nb.config.settings import Settings
-from abathur_nb.runbook.explain import Plans
 from abathur_nb.runbook.explore import growth_of
-from abathur_nb.runbook.validate import Schema
 from abathur_nb.store.schema import expected_tables
 
 MS = 1_000_000
@@ -61,12 +58,11 @@ def test_the_distribution_shows_samples_limit_and_interval_and_says_them_in_word
         assert bool(span.get_x() + span.get_width() == pytest.approx(ax.get_xlim()[1])) is (count == 367)
 
 
-async def test_where_there_is_nothing_to_draw_words_say_so(settings: Settings) -> None:
+def test_where_there_is_nothing_to_draw_words_say_so() -> None:
     check = nb.Check("benchmark", "error", observed="could not run: disk full")
     limits = dict.fromkeys(LIMITED, (0.99, 10.0))
     blank = {
         charts.rows_over_time(growth_of({})): "no row yet: there is nothing to draw",
-        charts.table_sizes(await nb.show_schema(settings)): "no table could be read: the report says why",
         charts.growth_curve(result({LIMITED[0]: times(300)}, *LIMITED[:1])): "not measured: run with full = True",
     }
     for samples in ({}, {"growth/1000": times(300)}):
@@ -106,49 +102,11 @@ def test_a_curve_names_its_axes_and_an_open_bound(
     assert (OPEN in texts(chart)) is is_open
 
 
-async def matrix(settings: Settings) -> tuple[Plans, Chart]:
-    plans = await nb.explain_queries(settings)
-    chart = charts.coverage_matrix(plans)
-    drawn(chart)
-    return plans, chart
-
-
-async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(database: Settings) -> None:
-    plans, chart = await matrix(database)
-    (ax,) = chart.axes
-    assert {label.get_text() for label in ax.get_yticklabels()} == set(plans.coverage)
-    shown = [label.get_text() for label in ax.get_xticklabels()]
-    assert set(shown) == {query for queries in plans.coverage.values() for query in queries}
-    points = np.asarray(ax.lines[0].get_xydata())
-    assert len(points) == sum(len(queries) for queries in plans.coverage.values())
-    assert chart.alt == f"Matrix of 33 indexes and {len(shown)} queries; unused: none"
-    drop_index(database.db_path)
-    _, chart = await matrix(database)
-    assert chart.axes[0].get_title() == "32 of 33 indexes serve a query"
-    assert chart.alt.endswith("unused: idx_audit_task")
-    database.db_path.unlink()
-    assert (await matrix(database))[1].axes[0].get_title() == "0 of 33 indexes serve a query"
-
-
 DAY = date(2026, 11, 1)
 
 
-async def test_the_sizes_show_each_table_with_its_rows(database: Settings) -> None:
-    schema = await nb.show_schema(database)
-    for sizes in (schema.sizes, {}):  # not every SQLite tells sizes
-        chart = charts.table_sizes(replace(schema, sizes=sizes))
-        drawn(chart)
-        assert len(chart.axes[0].get_yticklabels()) == 9
-        assert "memory_entries 3 rows" in chart.alt
-        assert chart.axes[0].get_xlabel() == ("size in the file (bytes)" if sizes else "rows")
-
-
-def test_a_table_of_another_program_may_have_any_name_and_any_number_of_rows() -> None:
+def test_a_table_of_another_program_may_have_any_name() -> None:
     names = ("$\\frac$", "a$b", "a\nb", "\u202eevil", "x" * 500, "_hidden", "", "<script>")
-    for rows, sizes in ((0, {}), (10**12, dict.fromkeys(names, 4096))):
-        chart = charts.table_sizes(Schema({}, dict.fromkeys(names, rows), sizes))
-        drawn(chart)
-        assert len(chart.axes[0].get_yticklabels()) == len(names)
     crowd = {"crowd": {DAY + timedelta(days=n): n + 1 for n in range(700)}}
     for found in ({name: {DAY: n} for n, name in enumerate(names, 1)}, crowd):
         drawn(charts.rows_over_time(growth_of(found)))

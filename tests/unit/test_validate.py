@@ -20,6 +20,7 @@ from values_helpers import BEYOND, nested, within
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
+from abathur_nb.runbook.validate import show_schema
 from abathur_nb.store.database import Database
 from abathur_nb.store.schema import column_checks, expected_columns, expected_objects, expected_tables
 from abathur_nb.store.target import repair_command
@@ -40,6 +41,22 @@ async def test_a_sound_database_passes_and_says_how_much_was_looked_at(filled: S
     json_rules = sum(found.kind == "json" for found in every)
     assert checks["JSON columns"].observed == f"{json_rules} rules hold for {len(ROWS) + 3} rows"
     assert checks["values"].observed == f"{len(every) - json_rules} rules hold for {len(ROWS) + 3} rows"
+
+
+async def test_of_each_table_the_rows_the_size_and_that_of_its_indexes_are_shown(filled: Settings) -> None:
+    run_sql(filled.db_path, f"UPDATE audit SET action_data = '\"{'x' * 200_000}\"'")
+    schema = await show_schema(filled)
+    frame = schema.by_size().to_frame()
+    assert dict(zip(frame["table"], frame["rows"], strict=True)) == schema.rows
+    kb = frame["kB of rows"] + frame["kB of indexes"]
+    assert 0 <= sum(schema.sizes.values()) / 1000 - sum(kb) < 40, "only SQLite's own tables are left out"
+    assert list(kb) == sorted(kb, reverse=True)
+    bars = list(frame.iloc[:, -1])
+    assert (frame["table"][0], bars[0].strip("░"), len(bars[0])) == ("audit", bars[0][:21], 24)
+    assert str(schema.by_size()).startswith("audit · rows 1 · kB of rows 2")
+    bare = replace(schema, sizes={}).by_size()  # this SQLite has no dbstat
+    assert (bare.heads, bare.rows[0]) == (("table", "rows", "█ rows"), ("memory_entries", 4, "█" * 24))
+    assert str(replace(schema, rows={}).by_size()) == "no table could be read: the report says why"
 
 
 LAST = "rowid = (SELECT max(rowid) FROM {0})"
