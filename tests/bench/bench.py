@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from itertools import cycle, islice
+from itertools import count, cycle, islice, repeat
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter_ns
@@ -150,22 +150,24 @@ def checked(settings: nb.Settings, *pragmas: str) -> list[int]:
     return [timed(check)]
 
 
-def papermill_init(place: Path) -> Sides:
+def papermill_of(name: str, place: Path) -> Sides:
+    """Time papermill on a notebook and on one empty cell; init.ipynb makes a database each time."""
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("")], metadata={"kernelspec": kernelspec})
     nbformat.write(empty, place / "empty.ipynb")
     papermill = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
-    count = iter(range(1000))
+    numbers = count() if name == "init" else repeat(0)
 
-    def run(*arguments: str) -> list[int]:
-        command = [*papermill, *arguments]
+    def run(notebook: Path, *arguments: str) -> list[int]:
+        command = [*papermill, str(notebook), str(place / "out.ipynb"), *arguments]
         return [timed(lambda: subprocess.run(command, check=True, capture_output=True))]
 
-    def init() -> list[int]:
-        path = place / f"papermill-{next(count)}" / "abathur.db"
-        return run(str(DATA / "notebooks" / "init.ipynb"), str(place / "out.ipynb"), "-p", "db_path", str(path))
+    def ours(of: str = name) -> list[int]:
+        path = place / f"papermill-{next(numbers)}" / "abathur.db"
+        return run(DATA / "notebooks" / f"{of}.ipynb", "-p", "db_path", str(path))
 
-    return alternate(init, lambda: run(str(place / "empty.ipynb"), str(place / "out.ipynb")), blocks=9)
+    ours("init")
+    return alternate(ours, lambda: run(place / "empty.ipynb"), blocks=9)
 
 
 def initialize(place: Path) -> Sides:
@@ -444,7 +446,10 @@ def stalls(_: Path) -> Sides:
 
 
 ROWS = (
-    Row("papermill init.ipynb / papermill on one empty cell", 1.25, papermill_init),
+    *(
+        Row(f"papermill {name}.ipynb / papermill on one empty cell", limit, partial(papermill_of, name))
+        for name, limit in {"init": 1.25, "validate": 1.25, "backup": 1.35, "explain": 1.6}.items()
+    ),
     Row("initialize_database / plain sqlite3, one transaction, WAL, FULL", 2.5, initialize),
     Row("get_session p50 / plain sqlite3", 4, reads("get_session"), pinned=True),
     Row("get_memory p50 / plain sqlite3", 4, reads("get_memory"), pinned=True),
