@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from itertools import count, cycle, islice, repeat
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter_ns
@@ -156,7 +156,7 @@ def papermill_of(name: str, place: Path) -> Sides:
     empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("")], metadata={"kernelspec": kernelspec})
     nbformat.write(empty, place / "empty.ipynb")
     papermill = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
-    numbers = count() if name == "init" else repeat(0)
+    numbers = iter(range(1000)) if name == "init" else repeat(0)
 
     def run(notebook: Path, *arguments: str) -> list[int]:
         command = [*papermill, str(notebook), str(place / "out.ipynb"), *arguments]
