@@ -224,7 +224,7 @@ def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 _OPEN = 20  # rows that are shown by default; the rest is folded
 _MOST = 200  # rows of HTML, so that it does not grow to megabytes
-_SHORT = 36  # characters that stay on one line
+_SHORT, _NAME = 36, 48  # characters that stay on one line: of words, of one word such as the name of a backup
 _LONG = 120  # characters that need a wider column
 _CELL = "vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
 # The colour of a cell by the mark with which it begins.
@@ -239,7 +239,9 @@ def html_cell(value: object, more: str = "") -> str:
     text, side = _words(value), "right" if isinstance(value, int | float) else "left"
     # Short texts, such as times and run ids, must stay on one line.
     wide = f"min-width:{18 if len(text) > _LONG else 9}em;max-width:48em"
-    width = wide if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
+    width = (
+        wide if any(len(line) > (_SHORT if " " in line else _NAME) for line in text.split("\n")) else "white-space:pre"
+    )
     colour = f";color:{COLOURS[text[0]]};font-weight:bold" if text[:1] in COLOURS else ""
     return f"<td style='text-align:{side};{_CELL};{width}{colour}'>{escape(text)}{more}</td>"
 

@@ -357,22 +357,22 @@ def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterat
 def show_backups(settings: Settings) -> Table:
     """Return the backups in ``backup_dir``, newest first, one row per file. Read-only; proves none again.
 
-    Columns: ``file``, ``environment``, ``reason``, ``taken at`` (UTC), ``age`` (hours), ``rows``, ``MB`` on the disk,
-    ``restored in`` (seconds that its proof took, validation included), ``its database`` (sound, or its failed checks,
-    and notes such as ``does not serve`` or ``renamed``). Invalid backups get a row with the reason.
+    Columns: ``file``, ``its database`` (sound, or its failed checks, and notes such as ``does not serve`` or
+    ``renamed``), ``taken at`` (UTC), ``age`` (hours), ``rows``, ``MB`` on the disk, ``restored in`` (seconds that its
+    proof took, validation included), ``reason``, ``environment``. Invalid backups get a row with the reason.
     """
     backups, faults = list_backups(settings.backup_dir)
-    heads = ("file", "environment", "reason", "taken at", "age", "rows", "MB", "restored in", "its database")
+    heads = ("file", "its database", "taken at", "age", "rows", "MB", "restored in", "reason", "environment")
     rows: list[tuple[object, ...]] = []
     for b in reversed(backups):
         state = [f"failed {', '.join(b.findings)}" if b.findings else "sound"]
         notes = {"does not serve": b.unfit, "renamed": b.renamed, "taken in the future": is_ahead(b.taken_at)}
         notes["older manifest"] = not b.facts["sequence"]
         state += [note for note, holds in notes.items() if holds]
-        names = (b.path.name, b.facts["env"], b.facts["reason"])
         hours = round((datetime.now(UTC) - b.taken_at).total_seconds() / 3600, 1)
         took = round(b.facts["proof"]["restored_s"] + b.facts["proof"]["validated_s"], 2)
         size = round(b.facts["bytes"] / MB, 1)
-        rows.append((*names, b.taken_at, hours, b.content.total, size, took, "; ".join(state)))
-    rows += [(file, *[None] * (len(heads) - 2), f"not a backup: {fault}") for file, fault in faults.items()]
+        facts = (b.taken_at, hours, b.content.total, size, took, b.facts["reason"], b.facts["env"])
+        rows.append((b.path.name, "; ".join(state), *facts))
+    rows += [(file, f"not a backup: {fault}", *[None] * (len(heads) - 2)) for file, fault in faults.items()]
     return Table(heads, tuple(rows), "no backup")
