@@ -75,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--since", metavar="MOMENT|ID", help=words)
     words = "do it for each of these databases: paths, globs in quotes, - to read paths from standard input"
     add("--each", nargs="+", metavar="DATABASE", help=words)
+    add("--stream", action="store_true", help=argparse.SUPPRESS)  # a process of --each, which is told one by one
     add("--jobs", metavar="N", help="with --each, run so many databases at a time; one for each processor by default")
 
     archive = command("archive", "evidence.archive", "archive a notebook that papermill or JupyterLab has executed")

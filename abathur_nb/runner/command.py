@@ -23,9 +23,9 @@ from abathur_nb.evidence.ledger import RUN_ID
 from abathur_nb.evidence.record import EXIT_CODES, Entry, begun_at, newest_entries
 from abathur_nb.evidence.run import new_run_id, refused_before
 from abathur_nb.evidence.statement import signer
-from abathur_nb.runner.batch import WORST, Result, databases_of, run_all, worst
+from abathur_nb.runner.batch import WORST, Result, databases_of, not_run, run_all, worst
 from abathur_nb.runner.execution import Ending, Stop, execute, signals_noted
-from abathur_nb.runner.processes import fork_server, is_forked
+from abathur_nb.runner.processes import DRAWING, fork_server, is_forked
 from abathur_nb.runner.run import Job, Outcome, conclude, settings_for
 from abathur_nb.text import counted, moment_of, printable, shown, timestamp
 
@@ -54,14 +54,29 @@ def command(arguments: argparse.Namespace) -> int:
     with signals_noted() as stop:
         if databases:
             return _run_each(arguments, databases, round(jobs), limits["timeout"] or inf, stop)
-        server = fork_server() if is_forked() or len(work) >= _WORTH_A_SERVER else None
-        for source, values, settings in work:
-            defaults = {name: parameter.default for name, parameter in source.declared.items()}
-            fleet = arguments.since if RUN_ID.fullmatch(arguments.since or "") else ""
-            job = Job(source.name, source.template, settings, defaults | values, fleet=fleet)
-            verdict = _run(job, source, values, arguments, stop=stop, server=server, **limits)
-            if verdict != "pass":
-                return EXIT_CODES[verdict]
+        if not arguments.stream:
+            return _run_in_order(arguments, work, stop=stop, **limits)
+        for line in sys.stdin:
+            try:
+                _run_in_order(arguments, _checked(arguments, [json.loads(line)], faults), stop=stop, **limits)
+            except ConfigurationError as error:
+                _print(json.dumps(not_run(json.loads(line), "refused", str(error))))
+            _print("")  # the results of this database are whole
+    return 0
+
+
+def _run_in_order(
+    arguments: argparse.Namespace, work: Sequence[tuple[Source, dict[str, Any], Settings]], **options: Any
+) -> int:
+    """Run notebooks until one does not pass, and return the exit code of the last."""
+    server = fork_server() if is_forked() or len(work) >= _WORTH_A_SERVER else None
+    for source, values, settings in work:
+        defaults = {name: parameter.default for name, parameter in source.declared.items()}
+        fleet = arguments.since if RUN_ID.fullmatch(arguments.since or "") else ""
+        job = Job(source.name, source.template, settings, defaults | values, fleet=fleet)
+        verdict = _run(job, source, values, arguments, server=server, **options)
+        if verdict != "pass":
+            return EXIT_CODES[verdict]
     return 0
 
 
@@ -182,6 +197,8 @@ def _sealed_since(job: Job, since: str) -> Entry | None:
 
 def _executed(notebook: Any, job: Job, **options: Any) -> tuple[Any, Ending]:
     """Execute a prepared notebook; return it and how that ended. ``options`` are those of `execute`."""
+    if options["server"] and any("charts" in cell["source"] for cell in notebook["cells"]):
+        options["server"].preload(*DRAWING)
     with ExitStack() as stack:
 
         def make_client() -> "NotebookClient":
@@ -210,10 +227,9 @@ def _run_each(arguments: argparse.Namespace, databases: Sequence[str], jobs: int
         words += [word for one in given for word in (option, *([one] if isinstance(one, str) else one))]
     for name in ("timeout", "cell_timeout", "start_timeout"):
         words += [f"--{name.replace('_', '-')}={value}"] if (value := getattr(arguments, name)) else []
-    commands = {path: [*words, "-p", "db_path", path] for path in databases}
     found: Counter[str] = Counter()
-    with tqdm(total=len(commands), unit="database", leave=False, disable=None) as bar:
-        for results in run_all(commands, jobs=jobs, limit=limit, stop=stop):
+    with tqdm(total=len(databases), unit="database", leave=False, disable=None) as bar:
+        for results in run_all(databases, words, jobs=jobs, limit=limit, stop=stop):
             with bar.external_write_mode():
                 for result in results:
                     _tell(result, arguments)
@@ -234,7 +250,8 @@ def _tell(result: Result, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print(json.dumps(result))
         return
-    what = f"{result['notebook']} of {result['env']}" + (f", {result['database']}" if arguments.each else "")
+    what = f"{result['notebook']} of {result['env']}" if result["notebook"] else ""
+    what = ", ".join(filter(None, (what, result["database"] if arguments.each else "")))
     if result["run"] is None:
         for line in result["reason"].splitlines():
             _say(f"{what}: {line}", aside=True)

@@ -137,9 +137,10 @@ def _last_line(text: str) -> str:
 
 @dataclass(slots=True)
 class Stop:
-    """Record the ``signals`` that ask this process to stop; ``tell`` notifies the current execution."""
+    """Record the ``signals`` that ask this process to stop; ``tell`` notifies what is ``running``, or the execution."""
 
     signals: list[int] = field(default_factory=list)
+    running: set[Child] = field(default_factory=set)  # the processes of a batch
     tell: Callable[[], object] = bool  # does nothing while no notebook is executed
 
     def note(self, number: int, _frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,19 +29,20 @@ from weakref import finalize
 from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.store.sql import DATA
 
-# What the runner, a kernel and the notebooks import. A child imports for itself what is missing here.
+# What the runner, a kernel and most notebooks import. A child imports for itself what is missing here.
 _PRELOADED = (
-    *("abathur_nb.cli", "abathur_nb.charts", "abathur_nb.evidence.page", "abathur_nb.runner.command"),
+    *("abathur_nb.runner.command", "abathur_nb.evidence.page"),
     *(f"abathur_nb.runbook.{name}" for name in NOTEBOOKS),
     *("IPython.core.completerlib", "IPython.extensions.storemagic", "ipykernel.debugger", "ipykernel.kernelapp"),
-    *("jupyter_client.asynchronous.client", "matplotlib.backends.backend_agg", "nbclient", "nh3"),
-    *("pandas.io.formats.html", "tornado.platform.asyncio", "tqdm", "zmq.asyncio"),
+    *("jupyter_client.asynchronous.client", "nbclient", "nh3", "tornado.platform.asyncio", "tqdm", "zmq.asyncio"),
 )
+DRAWING = ("abathur_nb.charts", "matplotlib.backends.backend_agg")  # needed by notebooks with a picture
 KERNEL = "abathur_nb.runner.processes:kernel"
 # An option of the kernel: it does not watch its parent by a thread, which a cell busy in C code blocks.
 UNWATCHED = "--IPKernelApp.parent_handle=1"
 _PROGRAM = "from abathur_nb.runner import processes; processes.{}()"
 _LONGEST = 2**20  # bytes of a message; Linux allows a fifth of it by default
+_FORK = b" "  # the message that asks for a child; any other names modules
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _PARENT = "ABATHUR_PARENT"  # environment variable of a new process: its parent
 # A notebook shows what it draws with pyplot; numpy starts no thread.
@@ -95,23 +96,25 @@ def start(
     *,
     output: int,
     errors: int,
+    given: int | None = None,
     server: "ForkServer | None" = None,
 ) -> Child:
     """Call ``function``, a text ``module:name``, in a process of its own with ``sys.argv[1:] = arguments``.
 
-    ``environment`` is added to this process's environment. ``server`` forks the process; without a server, or if it
-    can't (which is logged), a new Python is started. Raises OSError.
+    ``given`` is its standard input, by default empty. ``environment`` is added to this process's environment.
+    ``server`` forks the process; without a server, or if it can't (which is logged), a new Python is started. Raises
+    OSError.
     """
     environment = {**os.environ, **environment}
     if server:
         try:
-            return server.fork(function, arguments, environment, output, errors)
+            return server.fork(function, arguments, environment, output, errors, given=given)
         except CannotForkError as error:
             logging.getLogger(__name__).warning("a new process is started, because none could be forked: %s", error)
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-P", "-c", _PROGRAM.format("called"), function, *arguments],
         env={**environment, _PARENT: str(os.getpid())},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if given is None else given,
         stdout=output,
         stderr=errors,
         start_new_session=True,  # Ctrl-C at the terminal must reach the parent only
@@ -186,6 +189,11 @@ class ForkServer:
         poll.register(self._control, select.POLLIN)
         return not poll.poll(0)
 
+    def preload(self, *modules: str) -> None:
+        """Let the server import modules before it forks a further child."""
+        with suppress(OSError):  # the next fork says that the server has ended
+            self._control.send(" ".join(modules).encode())
+
     def fork(
         self,
         function: str,
@@ -193,6 +201,8 @@ class ForkServer:
         environment: Mapping[str, str],
         output: int,
         errors: int,
+        *,
+        given: int | None = None,
         directory: str = "",
     ) -> Child:
         """Return a child that calls ``function`` as `start` says, in exactly this ``environment``.
@@ -212,7 +222,8 @@ class ForkServer:
         told, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         try:
             with theirs:
-                send_fds(self._control, [b"1"], [theirs.fileno(), output, errors, self._control.fileno()])
+                files = [theirs.fileno(), output, errors, self._control.fileno(), given]
+                send_fds(self._control, [_FORK], [file for file in files if file is not None])
             told.sendall(json.dumps(request).encode())
             answer = _received(told)
         except OSError as error:
@@ -295,9 +306,7 @@ class _Forked:
 def serve() -> None:
     """Import what a run needs, then fork a child for each request until no client is left."""
     control, server = socket(fileno=int(sys.argv[1])), os.getpid()
-    for name in _PRELOADED:
-        import_module(name)
-    gc.freeze()  # else the collector copies each page of memory that it looks at
+    _preload(_PRELOADED)
     children: list[_Forked] = []
     while True:
         poll = select.poll()
@@ -312,11 +321,14 @@ def serve() -> None:
             children.remove(child)
         if control.fileno() not in ready:
             continue
-        message, given, *_ = recv_fds(control, 1, 4)
+        message, given, *_ = recv_fds(control, _LONGEST, 5)
         if not message:
             for child in children:
                 child.kill()
             return
+        if message != _FORK:
+            _preload(message.decode().split())
+            continue
         told, request = socket(fileno=given[0]), dict[str, Any]()
         try:
             request = _received(told)
@@ -339,14 +351,23 @@ def serve() -> None:
             os.close(descriptor)
 
 
-def _become(request: Mapping[str, Any], server: int, output: int, errors: int, control: int) -> NoReturn:
+def _preload(modules: Iterable[str]) -> None:
+    for name in modules:
+        with suppress(ImportError):  # the child that needs it says so
+            import_module(name)
+    gc.freeze()  # else the collector copies each page of memory that it looks at
+
+
+def _become(
+    request: Mapping[str, Any], server: int, output: int, errors: int, control: int, given: int | None = None
+) -> NoReturn:
     """Take on what the request gives this child, and call its function."""
     _die_with(server)
     os.setsid()
-    os.dup2(output, 1)
-    os.dup2(errors, 2)
-    for descriptor in (output, errors):
-        os.close(descriptor)
+    for number, descriptor in enumerate((given, output, errors)):
+        if descriptor is not None:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.umask(request["umask"])

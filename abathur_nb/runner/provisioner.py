@@ -24,7 +24,7 @@ class ForkProvisioner(LocalProvisioner):
             if cmd[:3] != _LAUNCHED or any(map(kwargs.get, ("independent", "stdout", "stderr"))):
                 raise CannotForkError("it is another Python's, outlives its parent, or writes elsewhere")
             arguments, folder = [*cmd[3:], UNWATCHED], kwargs.get("cwd") or ""
-            child = fork_server().fork(KERNEL, arguments, kwargs["env"], 1, 2, folder)
+            child = fork_server().fork(KERNEL, arguments, kwargs["env"], 1, 2, directory=folder)
         except CannotForkError as error:
             self.log.warning("The kernel is started in a new process: %s", error)
             return await super().launch_kernel(cmd, **kwargs)
