@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from abathur_nb import charts as charts
     from abathur_nb.backups.manifest import Retention as Retention, show_backups as show_backups
-    from abathur_nb.config.notebooks import schedule as schedule
+    from abathur_nb.config.notebooks import schedule as schedule, show_workers as show_workers
     from abathur_nb.config.parameters import guard as guard, said as said
     from abathur_nb.config.settings import ENVIRONMENTS as ENVIRONMENTS, Settings as Settings, resolve as resolve
     from abathur_nb.errors import (
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
         RefusedError as RefusedError,
     )
     from abathur_nb.evidence.run import Run as Run, start_run as start_run
+    from abathur_nb.measure.hosts import Fleet as Fleet
     from abathur_nb.report import Check as Check, Report as Report
     from abathur_nb.runbook.backup import backup_database as backup_database
     from abathur_nb.runbook.benchmark import BenchmarkResult as BenchmarkResult, run_benchmark as run_benchmark
     from abathur_nb.runbook.explain import Plans as Plans, explain_queries as explain_queries
     from abathur_nb.runbook.explore import Exploration as Exploration, explore as explore
+    from abathur_nb.runbook.fleet import run_fleet as run_fleet
     from abathur_nb.runbook.history import History as History, read_history as read_history
     from abathur_nb.runbook.index import Overview as Overview, show_environments as show_environments
     from abathur_nb.runbook.init import initialize_database as initialize_database
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 # Names are imported on first use, so that `import abathur_nb` is fast.
 _NAMES = {
     "backups.manifest": "Retention show_backups",
-    "config.notebooks": "schedule",
+    "config.notebooks": "schedule show_workers",
     "config.parameters": "guard said",
     "config.settings": "ENVIRONMENTS Settings resolve",
     "errors": "AbathurError BusyError ChecksFailedError ConfigurationError InvalidValueError MisuseError RefusedError",
@@ -53,6 +55,8 @@ _NAMES = {
     "runbook.benchmark": "BenchmarkResult run_benchmark",
     "runbook.explain": "Plans explain_queries",
     "runbook.explore": "Exploration explore",
+    "runbook.fleet": "run_fleet",
+    "measure.hosts": "Fleet",
     "runbook.history": "History read_history",
     "runbook.index": "Overview show_environments",
     "runbook.init": "initialize_database",

@@ -93,9 +93,13 @@ def make_parser() -> argparse.ArgumentParser:
     diff = command("diff", "runbook.history", "say what changed in meaning between two runs")
     diff.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or an unambiguous beginning of one")
 
+    page = command("page", "evidence.page", "print the path of a run's page; make it if the run has none")
+    page.add_argument("run", metavar="RUN", help="a run id, or an unambiguous beginning of one")
+    page.add_argument("--output", metavar="FILE", help="write the page to this new file; RUN.html by default")
+
     copy = command("copy", "evidence.verify", "copy an archive, run by run, to another directory or to object storage")
     copy.add_argument("url", metavar="URL", help="a directory, s3://bucket/prefix, or another URL that fsspec knows")
-    for one in (runs, diff, copy):
+    for one in (runs, diff, page, copy):
         add = one.add_argument
         add("--env", metavar="ENV", help="the environment of the archive; development by default")
         add("--db-path", metavar="PATH", help="the database of the archive")

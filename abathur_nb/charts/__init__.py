@@ -19,6 +19,7 @@ from abathur_nb.text import counted, printable
 
 if TYPE_CHECKING:
     from abathur_nb.evidence.record import Entry
+    from abathur_nb.measure.hosts import Fleet
     from abathur_nb.runbook.benchmark import BenchmarkResult
     from abathur_nb.runbook.explore import Excerpt
     from abathur_nb.runbook.history import History
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chart",
+    "ages_of_fleet",
     "concurrency_curve",
+    "fleet_squares",
     "growth_curve",
     "latency_distribution",
     "monitoring_over_time",
@@ -383,4 +386,64 @@ def rows_over_time(growth: "Excerpt") -> Chart:
     _time_axis(ax, "day (UTC)")
     noted = ", ".join(f"{_one_line(table)} {by_day[table].total():,}" for table in largest)
     chart.alt = f"Existing rows by day of creation, {dates[0]} to {dates[-1]}: {noted}"
+    return chart
+
+
+# --- a fleet
+
+_OF_VERDICT = {
+    "pass": (_BLUE, "s"),
+    "refused": (_GREY, "X"),
+    "fail": (_RED, "v"),
+    "timeout": (_ORANGE, "^"),
+    "interrupted": (_ORANGE, "s"),
+    "error": (_PURPLE, "D"),
+    "altered": ("black", "P"),
+    "unreachable": ("black", "x"),
+}
+_A_ROW = 60  # squares; a host with more takes several rows
+
+
+def fleet_squares(fleet: "Fleet") -> Chart:
+    """Draw a square for each database, by its host and its verdict."""
+    of_host: defaultdict[str, list[str]] = defaultdict(list)
+    for row in fleet.rows:  # the worst come first
+        of_host[row["host"]].append(row["verdict"])
+    points: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    ticks, y = dict[int, str](), 0
+    for host, verdicts in of_host.items():
+        ticks[y] = f"{_label(host)} ({len(verdicts)})"
+        for number, verdict in enumerate(verdicts):
+            points[verdict].append((number % _A_ROW, y + number // _A_ROW))
+        y += 1 + (len(verdicts) - 1) // _A_ROW
+    chart, (ax,) = _new_chart(min(1.4 + 0.22 * y, 40))
+    size = 60 if y <= 60 else 20
+    for verdict, (colour, marker) in _OF_VERDICT.items():
+        if found := points[verdict]:
+            xs, ys = zip(*found, strict=True)
+            ax.scatter(xs, ys, s=size, c=colour, marker=marker, label=f"{verdict} {len(found):,}")
+    ax.set(xlim=(-0.7, min(_A_ROW, max(map(len, of_host.values()), default=1)) - 0.3), ylim=(y - 0.5, -0.5))
+    ax.set_yticks([*ticks], [*ticks.values()], fontsize=8 if y <= 60 else 5)
+    ax.set(xticks=[], title=fleet.summary)
+    ax.grid(visible=False)
+    _legend_beside(ax)
+    chart.alt = fleet.summary
+    return chart
+
+
+def ages_of_fleet(fleet: "Fleet") -> Chart:
+    """Draw how many databases have a backup and a validation that is at most so old, in parts of their limits."""
+    chart, (ax,) = _new_chart(3.0)
+    words = []
+    for name, colour in (("backup", _BLUE), ("validation", _ORANGE)):
+        found = fleet.ages(name)
+        known = sorted(age for age in found if age is not None)
+        ax.step([*known, *known[-1:]], range(1, len(known) + 1 + bool(known)), where="post", color=colour, label=name)
+        words.append(f"{sum(age <= 1 for age in known):,} of {len(found):,} within the limit of the last {name}")
+    ax.axvline(1, color=_RED, linewidth=2, label="limit")
+    ax.set(xlabel="age, in parts of its limit", ylabel="databases", title="; ".join(words))
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    _legend_beside(ax)
+    chart.alt = "; ".join(words)
     return chart

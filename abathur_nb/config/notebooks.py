@@ -1,13 +1,15 @@
-"""The notebooks as data: order, states that refuse a run, parameters that change the database, schedule."""
+"""The notebooks as data: order, states that refuse a run, parameters that change the database; timers and workers."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from shlex import join
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.text import user_name
+from abathur_nb.text import Shown, user_name
 
 # When a notebook runs by itself (local time): in words, for systemd, for cron.
 _NIGHTLY = ("every night", "*-*-* 02:30:00", "30 2 * * *")
@@ -24,6 +26,7 @@ class Notebook:
     judges_place: bool = False  # whether checks of the directory and file system may refuse a run
     changes_by: tuple[str, ...] = ()  # the parameters that let a run change the database if True
     looks_by: str = ""  # the parameter that prevents making a database if True
+    of_many: bool = False  # whether it is about other databases than that of its settings
     timing: tuple[str, str, str] = _NIGHTLY
     scheduled: tuple[str, ...] = ()  # the arguments of a run that a timer starts
 
@@ -32,7 +35,9 @@ class Notebook:
         return any(parameters.get(name) is True for name in self.changes_by)
 
     def only_looks(self, parameters: Mapping[str, object]) -> bool:
-        """Return whether a run with these parameters neither makes nor changes a database."""
+        """Return whether a run with these parameters need not be recorded where there is no data directory."""
+        if self.of_many:
+            return False
         return parameters.get(self.looks_by) is True if self.looks_by else not self.changes(parameters)
 
 
@@ -53,6 +58,7 @@ NOTEBOOKS = {
         Notebook("explore"),
         Notebook("history", _ANY),
         Notebook("readiness", _ANY),
+        Notebook("fleet", _ANY, of_many=True),
         # after a fault; rollback is refused without a database, which a typo in the path looks like
         Notebook("troubleshoot", _ANY, changes_by=("repair",)),
         Notebook("restore", _ANY, changes_by=("apply",)),
@@ -123,3 +129,97 @@ def _unit_word(word: str) -> str:
     """Quote a word for systemd.service(5), where ``%`` and ``$`` are special inside quotes too."""
     word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{word}"' if not word or any(c in word for c in " \t'\"\\;") else word
+
+
+# --- what a host needs to take part in fleet runs
+
+_DASK = """\
+distributed:
+  comm:
+    require-encryption: true
+    tls:
+      ca-file: /etc/abathur/tls/ca.pem
+      scheduler: {cert: /etc/abathur/tls/cert.pem, key: /etc/abathur/tls/key.pem}
+      worker: {cert: /etc/abathur/tls/cert.pem, key: /etc/abathur/tls/key.pem}
+      client: {cert: /etc/abathur/tls/cert.pem, key: /etc/abathur/tls/key.pem}
+"""
+_SYSTEMD = """\
+[Unit]
+Description=Abathur: worker of this host for fleet runs
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+User=@ACCOUNT@
+ExecStart=@DASK@ worker @SCHEDULER@ --nthreads 1 --no-nanny --no-dashboard --name %H --resources host:%H=1
+RuntimeDirectory=abathur-worker
+WorkingDirectory=/run/abathur-worker
+Restart=always
+
+[Install]
+WantedBy=multi-user.target
+"""
+_KUBERNETES = """\
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: abathur-worker}
+spec:
+  selector: {matchLabels: {app: abathur-worker}}
+  template:
+    metadata: {labels: {app: abathur-worker}}
+    spec:
+      hostPID: true  # to see which processes hold a lock
+      containers:
+        - name: worker
+          image: IMAGE-WITH-ABATHUR-NB-AND-ITS-EXTRA-FLEET
+          args: [dask, worker, "@SCHEDULER@", --nthreads, "1", --no-nanny, --no-dashboard,
+                 --name, $(NODE), --resources, host:$(NODE)=1]
+          env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
+          volumeMounts:
+            - {name: data, mountPath: /srv/abathur}
+            - {name: tls, mountPath: /etc/abathur/tls, readOnly: true}
+            - {name: dask, mountPath: /etc/dask, readOnly: true}
+      volumes:
+        - {name: data, hostPath: {path: /srv/abathur}}
+        - {name: tls, secret: {secretName: abathur-tls}}
+        - {name: dask, configMap: {name: abathur-dask}}
+"""
+_SSH = """\
+ssh HOST @COMMAND@ --json --each "'/srv/abathur/*/abathur.db'"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers(Shown):
+    """Hold the files that let a host take part in fleet runs, by their names."""
+
+    files: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return "\n".join(f"# {name}\n{text}" for name, text in self.files.items())
+
+    def to_html(self) -> str:
+        """Return the files as HTML, folded."""
+        shown = (
+            f"<details><summary>{escape(n)}</summary><pre>{escape(t)}</pre></details>" for n, t in self.files.items()
+        )
+        return "".join(shown)
+
+
+def show_workers(settings: Settings, scheduler: str | None = None) -> Workers:
+    """Return what a host needs for fleet runs: files of Dask, systemd and Kubernetes, or by SSH. Read-only."""
+    words = {
+        "@ACCOUNT@": settings.service_account or user_name(os.geteuid()),
+        "@DASK@": str(Path(sys.executable).with_name("dask")),
+        "@SCHEDULER@": scheduler if scheduler and "://" in scheduler else "tls://SCHEDULER:8786",
+        "@COMMAND@": join([sys.executable, "-m", "abathur_nb", "run", "validate", "--env", settings.env]),
+    }
+    files = {
+        "/etc/dask/abathur.yaml, on every host, on the scheduler's and here: mutual TLS": _DASK,
+        "/etc/systemd/system/abathur-worker.service, on every host": _SYSTEMD,
+        "abathur-worker.yaml, for Kubernetes: a worker on each node, whose name is that of the host": _KUBERNETES,
+        "by SSH, without Dask: the exit code is the worst, and each line a result": _SSH,
+    }
+    for mark, word in words.items():
+        files = {name: text.replace(mark, word) for name, text in files.items()}
+    return Workers(files)

@@ -25,11 +25,14 @@ _LONGEST = 200  # characters
 _ANSWER = re.compile(r"[^,\s](?:.*\S)?\s*,\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})")
 # The range of a whole number by the name of its parameter, in notebooks and functions.
 RANGES: Mapping[str, tuple[int, int]] = {
+    "at_once": (1, 64),
     "keep_days": (1, 3650),
     **dict.fromkeys(("keep_last", "keep_daily", "keep_weekly", "keep_monthly"), (0, 10_000)),
     "limit": (1, 1000),
+    "most_failures": (0, 1_000_000),
     "repetitions": (1, 100_000),
     "rows": (1, 10_000_000),
+    "timeout_s": (1, 86_400),
 }
 # The parameters that hold a person's answer.
 _SAID = ("alerts_configured", "runbooks_accessible", "team_trained", "tests_passing")

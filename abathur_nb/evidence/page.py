@@ -1,7 +1,10 @@
 """Render the page of a run: one HTML file without scripts or external content; the notebook's HTML is sanitized."""
 
+import argparse
 import json
+import os
 import re
+import sys
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.config.parameters import INJECTED_TAG
-from abathur_nb.evidence.record import VERDICTS, Record
+from abathur_nb.errors import RefusedError
+from abathur_nb.evidence.canonical import sha256
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, VERDICTS, Record, find_run
+from abathur_nb.evidence.stores import chosen_archive, local
+from abathur_nb.files import make_private_file, read_regular
 from abathur_nb.report import Status
 from abathur_nb.text import counted, printable
 
@@ -39,7 +46,8 @@ _PROPERTIES = (
 )
 # Only colour functions are allowed: url() and similar ones would load a file.
 _DECLARATION = re.compile(r"\s*([a-z-]+)\s*:(?:[\w\s.,#%!+-]|(?:rgb|hsl)a?\([\d\s.,%/deg]*\))+")
-_LINK = re.compile(r"(?:https?://|mailto:)\S+")
+# A file only if it is the page of a run: a fleet run links to those of its databases.
+_LINK = re.compile(r"(?:https?://|mailto:)\S+|file:///\S+/page\.html")
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
 
@@ -57,7 +65,7 @@ def clean(html: str) -> str:
         attributes=_ATTRIBUTES,
         attribute_filter=_kept,
         allowed_classes=_CLASSES,
-        url_schemes={"data", "http", "https", "mailto"},
+        url_schemes={"data", "file", "http", "https", "mailto"},
         url_relative="deny",  # relative links do not work from the archive
     )
 
@@ -179,3 +187,35 @@ def _markdown(source: str) -> str:
 
     html = mistune.create_markdown(escape=False, plugins=["strikethrough", "table", "url"])(source)
     return clean(str(html))
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print the path of a run's page; a run without one gets it made anew, outside of the archive.
+
+    Raises RefusedError if the run is not archived or was altered, or if the file exists.
+    """
+    import nbformat
+
+    chosen = chosen_archive(arguments)
+    with local(chosen) as archive:
+        entry = find_run(archive, arguments.run)
+        line, path = entry.line, Path(arguments.output or f"{entry.run_id}.html")
+        if not entry.sealed or not line:
+            why = entry.faults[0] if entry.faults else "it was not archived"
+            raise RefusedError(f"run {entry.run_id} has no page: {why}", "run the notebook again")
+        name = PAGE if PAGE in line.data["files"] else NOTEBOOK
+        content = read_regular(entry.folder / name)
+        if sha256(content) != line.data["files"][name]:
+            raise RefusedError(f"{entry.folder / name} was altered", "python -m abathur_nb verify shows what else was")
+        if name == PAGE and not arguments.output and archive == chosen:  # a copy at a URL is only fetched
+            path = entry.folder / PAGE
+        else:
+            if name == NOTEBOOK:
+                notebook = nbformat.from_dict(json.loads(content))
+                content = render(notebook, entry.sealed, as_template=line.data["as_template"])
+            if os.path.lexists(path):
+                raise RefusedError(f"{path} exists already", "name another file: --output FILE")
+            make_private_file(path)
+            path.write_bytes(content)
+    sys.stdout.write(f"{os.path.abspath(path)}\n")
+    return 0

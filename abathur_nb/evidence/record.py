@@ -25,6 +25,8 @@ VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "timeout": ("◷", "it reached its time limit"),
     "interrupted": ("■", "it was interrupted"),
 }
+# Of many databases, from the worst; the first two are not of a run: the newest records of an altered one do not match.
+WORST = ("unreachable", "altered", "error", "timeout", "interrupted", "fail", "refused", "pass")
 EXIT_CODES: Mapping[str, int] = {"pass": 0, "fail": 1, "refused": 2, "error": 3, "timeout": 4, "interrupted": 5}
 # The files of a run.
 STARTED, RECORD = "started.json", "record.json"
@@ -127,6 +129,10 @@ _SHAPES = {
             "sizes?": {str: number},
             "percentiles_ms?": {str: {str: [_BOUND, number, _BOUND]}},
             "limits_ms?": {str: [str, number]},
+            "fleet?": {
+                **dict.fromkeys(("id", "inventory", "notebook"), str),
+                "databases": [dict.fromkeys(("host", "database", "verdict", "archive", "head"), str) | {"state": dict}],
+            },
         },
         "database": dict.fromkeys(("before?", "after?"), ({"size?": number}, type(None))),
         "error": ({"name": str, "message": str}, type(None)),

@@ -3,8 +3,10 @@
 import argparse
 import hashlib
 import os
+import platform
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -12,10 +14,11 @@ from math import inf
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
+from typing import Any
 
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import sha256
-from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, content_of, parse
+from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, content_of, newest_lines, parse
 from abathur_nb.evidence.record import (
     NOTEBOOK,
     PAGE,
@@ -48,9 +51,10 @@ _RULES = {
     "runs": ("each file has its hash in the ledger", "{archived} of {runs} archived, none altered", _FIND_OUT),
     "order": ("each run began after the line it names", "{begun}, each after the line it names", _FIND_OUT),
     "statements": ("each matches record and hashes", "{statements}, all matching", _FIND_OUT),
+    "anchors": ("each ledger has the line that the last fleet run recorded", "{anchors}", _FIND_OUT),
     "nothing_else": ("only ledger and runs", "only ledger and runs", "find out whose it is, and move it away"),
 }
-_NOT_COPIED = ("last_line", "nothing_else")  # rules about files that are not copied
+_NOT_COPIED = ("anchors", "last_line", "nothing_else")  # rules about files that are not copied
 Found = Iterator[tuple[str, str]]  # the id of the rule, or of a warning, and what was found
 
 
@@ -77,9 +81,12 @@ def verify_archive(
     found["last_line"] += [ledger.torn] if ledger.torn else []
     found["notes"] += ledger.notes
     statements: list[tuple[str, Checked]] = []
+    anchors = _anchors(entries)
+    here = sum(row["state"].get("host") == platform.node() for row in anchors)
     for rule, fault in (
         *(one for entry in entries for one in _of_run(entry, keys, statements)),
         *_of_order(entries, ledger),
+        *_of_anchors(anchors),
         *_strangers(archive, entries),
     ):
         found[rule].append(fault)
@@ -89,11 +96,12 @@ def verify_archive(
         "archived": sum(entry.line is not None for entry in entries),
         "begun": counted(sum(entry.started is not None for entry in entries), "run"),
         "statements": counted(len(statements), "statement"),
+        "anchors": f"in {here} of {counted(len(anchors), 'ledger')}; the others are on other hosts",
     }
     checks = []
     for name, faults in found.items():
         expected, passed, remedy = _RULES.get(name, ("", "", ""))
-        if faults or passed:  # omit warnings without a finding
+        if faults or (passed and (anchors or name != "anchors")):  # omit warnings without a finding
             otherwise: Status = "fail" if name in _RULES else "warn"
             checks.append(check_of(name, faults, expected, passed.format(**count), remedy, otherwise))
     return Report("verify", (*checks, check_signers(statements, keys)), subject=str(archive))
@@ -151,6 +159,26 @@ def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
             yield "order", f"{entry.run_id}: {words}"
         elif head == FIRST and entry.line and _place(started) != first:
             yield "order", f"{entry.run_id}: it began in {_place(started)}, the first run in {first}: not this archive"
+
+
+def _anchors(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return the rows of the newest fleet run of each inventory that name the last line of a database's ledger."""
+    found = [entry.found("fleet") for entry in entries if entry.line and entry.found("fleet")]
+    newest = {fleet["inventory"]: fleet["databases"] for fleet in found}
+    return [row for rows in newest.values() for row in rows if row["head"]]
+
+
+def _of_anchors(rows: Sequence[Mapping[str, Any]]) -> Found:
+    """Yield each database on this host whose ledger lacks the line that a fleet run has recorded."""
+    for row in rows:
+        if row["state"].get("host") != platform.node():
+            continue
+        where = f"{row['host']}:{row['database']}"
+        try:
+            if all(line.sha256 != row["head"] for line in newest_lines(Path(os.path.expanduser(row["archive"])))):
+                yield "anchors", f"{where}: the line of run {row['run']} is missing: newest runs were removed"
+        except RefusedError as error:
+            yield "anchors", f"{where}: {error.observed}"
 
 
 def _place(started: Started) -> str:
@@ -218,6 +246,14 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     for name in added:
         store.add(name, wanted[name]())
     return {"copied": added, "left": sorted(run_ids(archive) - parse(content).runs.keys())}
+
+
+def collect_archive(archive: Path, place: str, host: str, database: str) -> str:
+    """Copy the archive of a database as `copy_archive` does, to a directory of its own in ``place``; return its URL."""
+    name = re.sub(r"[^\w.-]+", "-", database.strip("/")).strip("-.")[-80:]
+    url = f"{place.rstrip('/')}/{host}/{name}-{sha256(database.encode())[:8]}"
+    copy_archive(archive, url)
+    return url
 
 
 def _wanted(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:

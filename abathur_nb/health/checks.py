@@ -331,3 +331,13 @@ async def seeds_check(conn: Connection) -> Check:
     observed = f"{len(seeds) - len(restoring)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else "")
     data = {"restored_by": restoring}
     return Check.that("seed_memories", not restoring, expected, observed, evidence=evidence, data=data)
+
+
+# First and last SQLite version with the bug, and the repaired branches (https://sqlite.org/wal.html#walresetbug).
+_RACE_FIRST, _RACE_LAST, _RACE_REPAIRED = (3, 7, 0), (3, 51, 2), ((3, 44, 6), (3, 50, 7))
+
+
+def has_reset_race(version: tuple[int, ...]) -> bool:
+    """Return whether this version of SQLite has the WAL-reset race."""
+    repaired = any(version[:2] == branch[:2] and version >= branch for branch in _RACE_REPAIRED)
+    return _RACE_FIRST <= version <= _RACE_LAST and not repaired

@@ -16,13 +16,12 @@ import aiosqlite
 from abathur_nb.config.parameters import said
 from abathur_nb.config.settings import Settings
 from abathur_nb.files import make_private_file, nearest_existing, scratch_directory, sweep
+from abathur_nb.health.checks import has_reset_race
 from abathur_nb.health.path_on_disk import ELSEWHERE, forbids, install_command, location_checks, no_folder
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
 
-# First and last SQLite version with the bug, and the repaired branches (https://sqlite.org/wal.html#walresetbug).
-_RACE_FIRST, _RACE_LAST, _RACE_REPAIRED = (3, 7, 0), (3, 51, 2), ((3, 44, 6), (3, 50, 7))
 _PROBE_SECONDS = 5
 # A separate process, because two connections in one process share SQLite's locks without asking the file system.
 _PROBE = """
@@ -85,8 +84,7 @@ def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
 
 
 def _wal_reset_race(settings: Settings, linked: tuple[int, ...] = sqlite3.sqlite_version_info) -> Check:
-    repaired = any(linked[:2] == branch[:2] and linked >= branch for branch in _RACE_REPAIRED)
-    struck = _RACE_FIRST <= linked <= _RACE_LAST and not repaired
+    struck = has_reset_race(linked)
     effect = ": two connections that commit and checkpoint at once can corrupt the database" if struck else ""
     observed = f"SQLite {'.'.join(map(str, linked))}{effect}"
     remedy = "let only one process write, until SQLite is 3.51.3 or newer: conda env create -f environment.yml"

@@ -13,14 +13,13 @@ from glob import glob, has_magic
 from threading import Event, Lock, Timer
 from typing import IO, Any
 
+from abathur_nb.evidence.record import WORST
 from abathur_nb.runner.execution import Stop
 from abathur_nb.runner.processes import Child, ForkServer, fork_server, start
 from abathur_nb.text import shown
 
 _COMMAND = "abathur_nb.cli:script"
 Result = dict[str, Any]  # what `run --json` prints for one run
-# From the worst to the best.
-WORST = ("unreachable", "altered", "error", "timeout", "interrupted", "fail", "refused", "pass")
 _TO_END_S = 60  # for a command whose run has reached its time limit
 _LONGEST_S = 10**6  # a timer can't wait for ever
 _TO_STOP_S = 9  # for a command that was interrupted: its kernel has 5 s
@@ -63,10 +62,11 @@ class _Process:
     errors: IO[bytes]
 
     def close(self) -> None:
-        """Let the process end."""
+        """Let the process end, and wait for that."""
         for file in (self.given, self.output, self.errors):
             with suppress(BrokenPipeError):
                 file.close()
+        self.child.wait()
 
 
 _idle: list[_Process] = []

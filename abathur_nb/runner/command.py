@@ -20,10 +20,10 @@ from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.archive import Source, prepared, read_source
 from abathur_nb.evidence.canonical import masked, secret_values, tilde
 from abathur_nb.evidence.ledger import RUN_ID
-from abathur_nb.evidence.record import EXIT_CODES, Entry, begun_at, newest_entries
+from abathur_nb.evidence.record import EXIT_CODES, WORST, Entry, begun_at, newest_entries
 from abathur_nb.evidence.run import new_run_id, refused_before
 from abathur_nb.evidence.statement import signer
-from abathur_nb.runner.batch import WORST, Result, databases_of, not_run, run_all, worst
+from abathur_nb.runner.batch import Result, databases_of, not_run, run_all, worst
 from abathur_nb.runner.execution import Ending, Stop, execute, signals_noted
 from abathur_nb.runner.processes import DRAWING, fork_server, is_forked
 from abathur_nb.runner.run import Job, Outcome, conclude, settings_for

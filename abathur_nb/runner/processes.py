@@ -32,7 +32,7 @@ from abathur_nb.store.sql import DATA
 # What the runner, a kernel and most notebooks import. A child imports for itself what is missing here.
 _PRELOADED = (
     *("abathur_nb.runner.command", "abathur_nb.evidence.page"),
-    *(f"abathur_nb.runbook.{name}" for name in NOTEBOOKS),
+    *(f"abathur_nb.runbook.{name}" for name in NOTEBOOKS if name != "fleet"),
     *("IPython.core.completerlib", "IPython.extensions.storemagic", "ipykernel.debugger", "ipykernel.kernelapp"),
     *("jupyter_client.asynchronous.client", "nbclient", "nh3", "tornado.platform.asyncio", "tqdm", "zmq.asyncio"),
 )
@@ -368,6 +368,11 @@ def _become(
         if descriptor is not None:
             os.dup2(descriptor, number)
             os.close(descriptor)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        # The server's may have been files, and a pipe can't be told its position.
+        made = open(number, mode, closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
+        setattr(sys, name, made)
+        setattr(sys, f"__{name}__", made)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.umask(request["umask"])

@@ -9,13 +9,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import archives
 import pandas as pd
 import pytest
 from archives import record_with
 from browser import CANARY, asked_for, sung
 
 from abathur_nb import charts
+from abathur_nb.cli import main
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence import page
+from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.page import clean, render
 from abathur_nb.evidence.record import EXIT_CODES, VERDICTS, Record, Verdict
 from abathur_nb.report import Check, Report
@@ -398,3 +402,27 @@ def test_a_cell_cannot_dress_up_as_the_head() -> None:
     assert html.count('class="verdict') == 1
     assert html.count('id="cell-0"') == 1
     assert html.count("<header") == 1
+
+
+def test_a_run_without_a_page_gets_it_outside_of_the_archive(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = archives.run(settings)  # keeps it with a page
+    bare = archives.start(settings)
+    archives.seal(bare, settings)
+    keep(bare, settings, archives.notebook("1 + 1"), html=False)
+    monkeypatch.chdir(tmp_path)
+    chosen = ["--archive", str(settings.archive_dir)]
+    assert main(["page", folder.name, *chosen]) == 0
+    assert capsys.readouterr().out == f"{folder / 'page.html'}\n"
+    before = {path: path.stat().st_mtime_ns for path in bare.iterdir()}
+    assert main(["page", bare.name, *chosen]) == 0
+    made = tmp_path / f"{bare.name}.html"
+    assert capsys.readouterr().out == f"{made}\n"
+    assert "1 + 1" in made.read_text()
+    assert made.stat().st_mode & 0o777 == 0o600
+    assert {path: path.stat().st_mtime_ns for path in bare.iterdir()} == before
+    assert main(["page", bare.name, *chosen]) == 2, "no file is overwritten"
+    (bare / "notebook.ipynb").write_bytes(b"{}")
+    assert main(["page", bare.name, *chosen, "--output", "other.html"]) == 2
+    assert "was altered" in capsys.readouterr().err

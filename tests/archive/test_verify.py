@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -22,7 +23,7 @@ from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined] # it has no __all__
 
 from abathur_nb.cli import main
-from abathur_nb.config.settings import Settings
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence import record
 from abathur_nb.evidence.archive import keep
@@ -31,7 +32,7 @@ from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, RECORD, STARTED, STATEMENT, Record
 from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.evidence.statement import Checked, check_signers, check_statement, envelope, public_keys, signer
-from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.evidence.verify import collect_archive, verify_archive
 from abathur_nb.files import UNFINISHED
 from abathur_nb.report import Check, Report
 
@@ -409,3 +410,42 @@ def test_a_wrong_public_key_is_refused_with_the_command_that_makes_one(key: Path
     ):
         with pytest.raises(ConfigurationError, match=words):
             public_keys([str(key.with_suffix(".pub")), str(path)])
+
+
+def test_a_fleet_run_anchors_the_ledgers_of_its_databases(settings: Settings, tmp_path: Path) -> None:
+    others = [resolve(db_path=tmp_path / name / "abathur.db") for name in ("a", "b")]
+    far = {"host": "far", "database": "/x.db", "archive": "/x", "head": "0" * 64, "state": {"host": "far"}}
+    rows: list[dict[str, Any]] = [far]
+    for one in others:
+        one.db_path.parent.mkdir(mode=0o700)
+        run(one)
+        run(one)
+        of_it = {"database": str(one.db_path), "archive": str(one.archive_dir), "state": {"host": platform.node()}}
+        rows.append({"host": "here", "head": read_ledger(one.archive_dir).lines[-1].sha256, **of_it})
+    fleet = {"id": "x", "inventory": "fleet.toml", "notebook": "validate"}
+    databases = [row | {"verdict": "pass", "run": "R"} for row in rows]
+    run(settings, name="fleet", facts={"fleet": {**fleet, "databases": databases}})
+    found = check(verify_archive(settings.archive_dir), "anchors")
+    assert (found.status, found.observed) == ("pass", "in 2 of 3 ledgers; the others are on other hosts")
+    ledger = others[1].archive_dir / LEDGER
+    *lines, last = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines))
+    shutil.rmtree(others[1].archive_dir / json.loads(last)["run_id"])
+    assert verify_archive(others[1].archive_dir).ok, "by itself it is sound"
+    report = verify_archive(settings.archive_dir)
+    assert not report.ok
+    assert faults(report) == [f"here:{others[1].db_path}: the line of run R is missing: newest runs were removed"]
+    assert check(verify_archive(others[0].archive_dir), "ledger").status == "pass"
+    assert "anchors" not in {one.id for one in verify_archive(others[0].archive_dir).checks}
+
+
+def test_an_archive_is_collected_once_by_its_host_and_database(settings: Settings, tmp_path: Path) -> None:
+    run(settings)
+    place = str(tmp_path / "place")
+    url = collect_archive(settings.archive_dir, place, "eu-1", "/srv/a b/abathur.db")
+    assert url.startswith(f"{place}/eu-1/srv-a-b-abathur.db-")
+    before = tree(Path(url))
+    assert collect_archive(settings.archive_dir, place, "eu-1", "/srv/a b/abathur.db") == url
+    assert tree(Path(url)) == before
+    assert collect_archive(settings.archive_dir, place, "eu-1", "/srv/a-b/abathur.db") != url
+    assert main(["verify", url]) == 0

@@ -16,6 +16,7 @@ from papermill.cli import _resolve_type
 
 import abathur_nb as nb
 from abathur_nb.cli import make_parser
+from abathur_nb.config.inventory import read_inventory
 from abathur_nb.config.parameters import RANGES, check_parameters
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import read_source
@@ -49,7 +50,9 @@ def test_its_links_lead_somewhere() -> None:
 
 
 def test_its_settings_file_makes_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = blocks("toml")
+    example, inventory = sorted(blocks("toml"))
+    (tmp_path / "fleet.toml").write_text(inventory, encoding="utf-8")
+    assert [host.name for host in read_inventory(tmp_path / "fleet.toml")] == ["eu-1", "eu-2"]
     (tmp_path / "abathur.toml").write_text(example, encoding="utf-8")
     monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "abathur.toml"))
     settings = nb.resolve("qa")

@@ -1,5 +1,6 @@
 """Each notebook run by papermill, as an operator runs it; what it shows and how it fails, in this process."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from running import record_of
 from situations import edited, gone, leave, spoiled, tree
 
 import abathur_nb as nb
-from abathur_nb.config.settings import Settings
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.record import RECORD, Entry, read_archive
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -55,12 +56,18 @@ async def test_a_copy_passes_under_papermill_from_any_directory(name: str, datab
     copy = Path(shutil.copy(NOTEBOOKS / f"{name}.ipynb", tmp_path))
     before = copy.read_bytes()
     given: dict[str, Any] = {**QUICK.get(name, {}), "db_path": database.db_path}
+    if name == "fleet":
+        given["inventory"] = tmp_path / "fleet.toml"
+        other = resolve(db_path=tmp_path / "other" / "abathur.db")
+        await nb.initialize_database(other)
+        databases = json.dumps([str(other.db_path)])
+        given["inventory"].write_text(f'[hosts.here]\nenv = "development"\ndatabases = {databases}')
     arguments = [word for key, value in given.items() for word in ("-p", key, str(value))]
     with untouched(database.db_path):
         done = papermill(copy, tmp_path / "out.ipynb", *arguments, cwd=away, env=GENEROUS).succeeded()
     title = "initialize" if name == "init" else name
     assert done.report.startswith((f"{title} passed: ", f"{title} (plan) passed: "))
-    subject = database.archive_dir if name == "history" else database.db_path
+    subject = {"history": database.archive_dir, "fleet": given.get("inventory")}.get(name, database.db_path)
     assert done.report.splitlines()[1].strip().startswith(f"{subject} · ")
     assert "<p>abathur_nb " in done.of("execute_result")[0].data["text/html"], "settings of this run, versions, time"
     assert list(away.iterdir()) == []
@@ -261,6 +268,8 @@ def test_a_parameter_that_is_refused_stops_it_before_anything_is_done(run: Run, 
 
 def test_where_there_is_nothing_nothing_is_made(run: Run, settings: Settings) -> None:
     for name in NAMES:
+        if name == "fleet":  # it is about other databases, and its record anchors theirs
+            continue
         done = run(name, **QUICK.get(name, {}))
         if name in ("preflight", "index"):
             done.passed()

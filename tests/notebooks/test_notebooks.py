@@ -97,7 +97,7 @@ def test_its_parameters_are_those_that_papermill_finds_and_each_says_what_it_mea
 def test_its_code_cells_hold_no_logic_and_no_text_but_its_name_and_call_what_is_public(path: Path) -> None:
     """No def, class, loop, condition, SQL, shell or magic; SystemExit would stop it, and papermill exit with 0."""
     for cell in code_cells(path):
-        assert len(cell.source.splitlines()) <= 10
+        assert len(cell.source.splitlines()) <= 14
         for node in ast.walk(ast.parse(cell.source)):
             assert isinstance(node, LOGIC_FREE), f"{path.stem}: {type(node).__name__} in {cell.source!r}"
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nb":
