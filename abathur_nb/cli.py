@@ -97,9 +97,14 @@ def make_parser() -> argparse.ArgumentParser:
     page.add_argument("run", metavar="RUN", help="a run id, or an unambiguous beginning of one")
     page.add_argument("--output", metavar="FILE", help="write the page to this new file; RUN.html by default")
 
+    fleet = command("fleet", "measure.hosts", "print the newest fleet run of an archive, or alert rules for Prometheus")
+    words = "text (default), json, metrics for Prometheus' textfile collector, or alerts, the rules for them"
+    fleet.add_argument("form", nargs="?", choices=("text", "json", "metrics", "alerts"), default="text", help=words)
+    fleet.add_argument("--output", metavar="FILE", help="replace this file atomically; else print")
+
     copy = command("copy", "evidence.verify", "copy an archive, run by run, to another directory or to object storage")
     copy.add_argument("url", metavar="URL", help="a directory, s3://bucket/prefix, or another URL that fsspec knows")
-    for one in (runs, diff, page, copy):
+    for one in (runs, diff, page, fleet, copy):
         add = one.add_argument
         add("--env", metavar="ENV", help="the environment of the archive; development by default")
         add("--db-path", metavar="PATH", help="the database of the archive")

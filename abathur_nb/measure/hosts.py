@@ -1,24 +1,30 @@
 """What the newest records of an archive say of a database, and the view of many databases on one page."""
 
+import argparse
 import json
 import os
 import platform
 import shutil
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from html import escape
 from itertools import islice
 from math import inf
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.config.settings import Settings
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.ledger import newest_lines
-from abathur_nb.evidence.record import WORST, Entry, read_entry
+from abathur_nb.evidence.record import WORST, Entry, newest_entries, read_entry
+from abathur_nb.evidence.stores import chosen_archive, local
+from abathur_nb.files import write_durably
 from abathur_nb.health.checks import has_reset_race
 from abathur_nb.report import Check, Report
 from abathur_nb.store.schema import expected_objects
@@ -343,3 +349,49 @@ def metrics_of(fleet: Fleet) -> str:
             moment = row["state"]["validation"]
             last.labels(row["host"], row["database"]).set(moment_of(moment).timestamp() if moment else 0)
     return generate_latest(registry).decode()
+
+
+def rules_of(settings: Settings) -> dict[str, Any]:
+    """Return the content of a Prometheus rule file for `metrics_of`: what is unreachable, or not validated for days."""
+    days = settings.validation_max_age_days
+    rules = [
+        ("Unreachable", 'abathur_fleet_databases{verdict="unreachable"} > 0', "cannot be reached", "start its worker"),
+        (
+            "NotValidated",
+            f"time() - abathur_fleet_last_validation_timestamp_seconds > {days * 86_400!r}",
+            f"passed no validation for {days:g} days",
+            "run fleet.ipynb",
+        ),
+    ]
+    found = [
+        {
+            "alert": f"AbathurFleet{name}",
+            "expr": expression,
+            "labels": {"severity": "critical"},
+            "annotations": {"summary": f"Abathur: {{{{ $labels.host }}}} {{{{ $labels.database }}}} {words}: {remedy}"},
+        }
+        for name, expression, words, remedy in rules
+    ]
+    return {"groups": [{"name": "abathur-fleet", "rules": found}]}
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print the newest fleet run of an archive as text, JSON or metrics, or the alert rules. Writes ``--output``."""
+    if arguments.form == "alerts":
+        import yaml
+
+        settings = resolve("development" if arguments.env is None else arguments.env, db_path=arguments.db_path)
+        text = yaml.safe_dump(rules_of(settings), sort_keys=False, width=120)
+    else:
+        with local(chosen_archive(arguments)) as archive:
+            found = next((one.found("fleet") for one in newest_entries(archive, "fleet") if one.found("fleet")), None)
+        if not found:
+            raise RefusedError("the archive holds no fleet run", "run fleet.ipynb")
+        fleet = Fleet(tuple(found["databases"]), **{name: found[name] for name in ("id", "inventory", "notebook")})
+        forms: dict[str, Callable[[], str]] = {"json": fleet.to_json, "metrics": partial(metrics_of, fleet)}
+        text = forms.get(arguments.form, fleet.__str__)() + "\n"
+    if arguments.output:
+        write_durably(Path(arguments.output), text.encode(), mode=0o644)  # a collector runs as another user
+    else:
+        sys.stdout.write(text)
+    return 0

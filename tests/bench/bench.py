@@ -8,16 +8,18 @@ figure stands beside them. Exits with 1 if a figure is missed. ``bench.py NAMEâ€
 import asyncio
 import compileall
 import gc
+import io
 import json
 import os
 import re
+import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, redirect_stdout
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -31,6 +33,7 @@ from unittest.mock import patch
 import aiosqlite
 import nbformat
 from archives import chain, ledger_line
+from dasking import cluster
 from nbclient import NotebookClient
 
 import abathur_nb as nb
@@ -445,6 +448,75 @@ def stalls(_: Path) -> Sides:
     return ours, [int(median(ours))]
 
 
+@cache
+def batch_and_single(number: int = 40) -> dict[str, Sides]:
+    """Time a batch of databases, two at a time, and a single run of ten of them; per database, its CPU time too."""
+    with tempfile.TemporaryDirectory() as name:
+        paths = [Path(name) / str(one) / "abathur.db" for one in range(number)]
+        for path in paths:
+            asyncio.run(nb.initialize_database(settings_for(path)))
+        command = [word for word in RUNNER if word != "--page=never"]
+
+        def spent(*words: object) -> tuple[int, int]:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            wall = timed(lambda: subprocess.run([*command, *map(str, words)], check=True, capture_output=True))
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return wall, round((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1e9)
+
+        batches = [spent("--each", *paths, "--jobs", 2) for _ in range(3)]
+        singles = [spent("-p", "db_path", path) for path in paths[:10]]
+        kinds = {"wall": 0, "CPU": 1}
+        return {
+            kind: ([one[at] // number for one in batches], [one[at] for one in singles]) for kind, at in kinds.items()
+        }
+
+
+async def by_dask(place: Path) -> Sides:
+    """Time 60 databases through Dask, and the same without it; return what Dask adds to each, and a millisecond."""
+    number, inventory = 60, place / "fleet.toml"
+    for one in range(number):
+        await nb.initialize_database(settings_for(place / str(one) / "abathur.db"))
+    inventory.write_text(f'[hosts.here]\nenv = "development"\ndatabases = ["{place}/*/abathur.db"]')
+    with cluster(place / "dask", {}) as started, redirect_stderr(io.StringIO()):
+        started.worker("here")
+
+        async def run(scheduler: str | None) -> list[int]:
+            control = settings_for(place / "control" / "abathur.db")
+            work = partial(nb.run_fleet, control, inventory, scheduler=scheduler)
+            return [await timed_await(work)]
+
+        await run(started.address)  # starts the processes that wait for further databases
+        ours, theirs = await alternate_async(partial(run, started.address), partial(run, None), blocks=3)
+    return [max(0, int(median(ours) - median(theirs)) // number)], [1_000_000]
+
+
+def page_of_many(_: Path) -> Sides:
+    """Time the page of 5,000 databases, 20 of them bad, and take a second."""
+    state = {"size": 10**7, "free": 10**10, "schema": {"missing": [], "altered": [], "extra": []}, "p99_ms": 1.0}
+    state |= {"backup": "2026-11-30 10:00:00.000", "validation": "2026-11-30 10:00:00.000", "versions": {}}
+    state |= {"backup_limit_hours": 26, "validation_limit_days": 7}
+    row = {
+        "reason": "why",
+        "env": "production",
+        "archive": "/srv/runs",
+        "archived": "/srv/runs/page.html",
+        "state": state,
+    }
+    rows = tuple(
+        {"host": f"h{n // 100}", "database": f"/srv/{n}.db", "verdict": "fail" if n % 250 == 7 else "pass"} | row
+        for n in range(5000)
+    )
+
+    def work() -> int:
+        fleet = nb.Fleet(rows)
+        pictures = [chart(fleet)._repr_mimebundle_()[0]["image/png"] for chart in FLEET_CHARTS]
+        return len(fleet.to_html()) + sum(map(len, pictures)) * 4 // 3
+
+    assert work() < 3_000_000
+    return [timed(work) for _ in range(5)], [10**9]
+
+
+FLEET_CHARTS = (nb.charts.fleet_squares, nb.charts.ages_of_fleet)
 ROWS = (
     *(
         Row(f"papermill {name}.ipynb / papermill on one empty cell", limit, partial(papermill_of, name))
@@ -470,6 +542,10 @@ ROWS = (
     Row("import abathur_nb / import aiosqlite", 3, imports),
     Row("validate.ipynb with its record / without", 1.1, recording),
     Row("the runner, no page, no signature / plain papermill, validate.ipynb", 1, lambda _: runs_of_both()),
+    Row("CPU of validate.ipynb in a batch / by a single command", 0.3, lambda _: batch_and_single()["CPU"]),
+    Row("a single command / a database of 40, two at a time", 5, lambda _: batch_and_single()["wall"], at_least=True),
+    Row("what Dask adds to a database / 1 ms", 20, by_dask),
+    Row("the page of 5,000 databases / 1 s", 5, page_of_many),
     Row("the slowest of 60 runs by the runner / their median", 3, stalls, statistic=max),
     Row("the runner at 100,000 lines in its ledger / at none", 1.1, with_ledger),
 )

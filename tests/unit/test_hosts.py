@@ -1,13 +1,18 @@
 """The page of a fleet shows the worst first, and what the newest records of an archive say of a database."""
 
+import json
+import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import archives
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import abathur_nb as nb
+from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.record import WORST
 from abathur_nb.measure.hosts import Fleet, metrics_of, state_of
@@ -115,3 +120,23 @@ def test_its_page_stays_small_and_fast(number: int) -> None:
     html = fleet.to_html()
     assert perf_counter() - begun < 60, "5 s on an idle machine"
     assert len(html) + sum(map(len, pictures)) * 4 / 3 < 3_000_000
+
+
+@pytest.mark.needs("promtool")
+def test_the_newest_fleet_run_is_printed_as_data_metrics_and_rules(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.db_path.parent.mkdir(mode=0o700)
+    archive = ["--archive", str(settings.archive_dir)]
+    archives.run(settings, name="fleet", facts=Fleet((row("a", "old", "fail"),), id="1").to_record())
+    archives.run(settings, name="fleet", facts=Fleet((row("a", "x"), row("b", "y", "unreachable")), id="2").to_record())
+    assert main(["fleet", "json", *archive]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["id"], [one["verdict"] for one in found["databases"]]) == ("2", ["unreachable", "pass"])
+    assert main(["fleet", *archive]) == 0
+    assert capsys.readouterr().out.startswith("validate of 2 databases on 2 hosts: 1 unreachable, 1 pass\n")
+    assert main(["fleet", "metrics", *archive, "--output", str(tmp_path / "fleet.prom")]) == 0
+    assert 'abathur_fleet_databases{host="b",verdict="unreachable"} 1.0' in (tmp_path / "fleet.prom").read_text()
+    assert main(["fleet", "alerts", "--output", str(tmp_path / "rules.yml")]) == 0
+    done = subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
