@@ -340,12 +340,11 @@ def serve() -> None:
                 told.sendall(json.dumps({"error": str(error)}).encode())
         else:
             if not pid:
-                for connection in (control, told, *(child.told for child in children)):
+                for connection in (control, *(child.told for child in children)):
                     connection.close()
                 for child in children:
                     os.close(child.pidfd)
-                _become(request, server, *given[1:])
-            told.sendall(b'{"pid": %d}' % pid)
+                _become(request, server, told, *given[1:])
             children.append(_Forked(pid, os.pidfd_open(pid), told))
         for descriptor in given[1:]:
             os.close(descriptor)
@@ -359,11 +358,19 @@ def _preload(modules: Iterable[str]) -> None:
 
 
 def _become(
-    request: Mapping[str, Any], server: int, output: int, errors: int, control: int, given: int | None = None
+    request: Mapping[str, Any],
+    server: int,
+    told: socket,
+    output: int,
+    errors: int,
+    control: int,
+    given: int | None = None,
 ) -> NoReturn:
     """Take on what the request gives this child, and call its function."""
     _die_with(server)
     os.setsid()
+    with told:  # only now can it be sent a signal
+        told.sendall(b'{"pid": %d}' % os.getpid())
     for number, descriptor in enumerate((given, output, errors)):
         if descriptor is not None:
             os.dup2(descriptor, number)

@@ -21,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from faults.alerting import alerts
+from faults.batches import kill_a_worker, kill_in_batch
 from faults.beside import copy_beside, look_at_damage, look_beside, look_inside, restore_beside, split
 from faults.choices import choose, drills, refusals
 from faults.experiments import BrokenHarnessError, Experiment, Outcome, Place, Planner, Result, drawn, initialize
@@ -106,6 +107,8 @@ SWEEPS: dict[str, Callable[[Path, int, int], Result]] = {
     # The control must be alarmed each time.
     "good": partial(_sweep, "good databases, none of which may raise an alarm", drawn(look_at, 100), blunt=0.99),
     "runs": partial(_sweep, "runs killed at random moments", kills_of_runs, blunt=0.3),
+    "batches": partial(_sweep, "a part of a batch killed at random moments", drawn(kill_in_batch, 30)),
+    "workers": partial(_sweep, "a worker of Dask killed at random moments", drawn(kill_a_worker, 30)),
     "flip": partial(_sweep, "a byte of an archive flipped", flips),
     "tamper": partial(_sweep, "an archive tampered with otherwise", tamperings),
     "alerts": alerts,

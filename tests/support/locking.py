@@ -53,10 +53,18 @@ def _verb(run: Callable[..., object], settings: nb.Settings, _: object) -> objec
     return run(settings)
 
 
+def _fleet(settings: nb.Settings) -> object:
+    inventory = settings.db_path.with_name("fleet.toml")
+    inventory.write_text(f'[hosts.here]\nenv = "development"\ndatabases = ["{settings.db_path}"]')
+    return nb.run_fleet(settings, inventory, notebook="troubleshoot")
+
+
 CASES: dict[str, Call] = {
     "guard": lambda *_: nb.guard(),
     "load_queries": lambda *_: nb.load_queries(),
     "said": lambda *_: nb.said("who", None),
+    "show_workers": lambda s, _: nb.show_workers(s),
+    "run_fleet": lambda s, _: _fleet(s),
     "resolve": lambda *_: nb.resolve("development"),
     # The name of the public function that a verb calls, and the verb.
     **{f"{run.__code__.co_names[1]} {verb}": partial(_verb, run) for verb, run in VERBS.items()},
@@ -96,6 +104,7 @@ PATHS: dict[str, Callable[[nb.Settings, Path], object]] = {
     "to": lambda s, path: nb.roll_back(s, to=path),
     "ABATHUR_CONFIG": lambda _, path: _configured(path),
     "a file of the command line": lambda _, path: read_file("-f", path, 10**6),
+    "inventory": nb.run_fleet,
     "a key": lambda _, path: public_keys([str(path)]),
 }
 
