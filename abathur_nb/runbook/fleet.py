@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from abathur_nb.config.inventory import Host, read_inventory
+from abathur_nb.config.parameters import notebook_shell
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.canonical import sha256, tilde
@@ -268,10 +270,13 @@ async def _hand_out(
     rows = [row for row in rows if f"{row['host']}:{row['database']}".startswith(only)]
     places = {host.name: asyncio.Semaphore(_WAITING * at_once) for host in hosts}
     failed = sum(row["verdict"] != "pass" for row in rows)
-    bar = tqdm(total=len(chosen) + len(rows), initial=len(rows), unit="database", leave=False, mininterval=1)
+    unreachable = sum(row["verdict"] == "unreachable" for row in rows)
+    # A notebook shows what a cell prints; elsewhere None disables the bar where standard error is not a terminal.
+    where = {"file": sys.stdout, "mininterval": 1} if notebook_shell() else {"disable": None, "leave": False}
+    bar = tqdm(total=len(chosen) + len(rows), initial=len(rows), unit="database", **where)
 
     async def run(host: Host, path: str) -> Row:
-        nonlocal failed
+        nonlocal failed, unreachable
         async with places[host.name]:
             if most_failures and failed >= most_failures:
                 row = _row(host, path, "interrupted", f"not begun, because {failed} have failed")
@@ -280,7 +285,8 @@ async def _hand_out(
                 ((verdict, why),) = answer.items() if len(answer) == 1 else [("", "")]
                 row = _row(host, path, verdict, why) if verdict else {"host": host.name, "env": host.env, **answer}
         failed += row["verdict"] != "pass"
-        bar.set_postfix_str(f"{failed} not passed", refresh=False)
+        unreachable += row["verdict"] == "unreachable"
+        bar.set_postfix_str(f"{failed} not passed, {unreachable} unreachable", refresh=False)
         bar.update()
         return row
 

@@ -211,7 +211,15 @@ def _executed(notebook: Any, job: Job, **options: Any) -> tuple[Any, Ending]:
             # None disables the bar where standard error is not a terminal.
             bar = tqdm(total=len(notebook.cells), desc=job.name, unit="cell", leave=False, disable=None)
             stack.enter_context(bar)
-            return NotebookClient(notebook, on_cell_start=lambda **_: bar.update())
+
+            class Client(NotebookClient):
+                def process_message(self, message: Any, cell: Any, cell_index: int) -> Any:
+                    # The progress that a cell prints as one line that moves.
+                    if message["msg_type"] == "stream" and "\r" in message["content"]["text"]:
+                        bar.set_postfix_str(message["content"]["text"].rpartition("\r")[2].strip())
+                    return super().process_message(message, cell, cell_index)
+
+            return Client(notebook, on_cell_start=lambda **_: bar.update())
 
         ending = execute(make_client, environment=job.environment, **options)
     return notebook, ending

@@ -33,7 +33,10 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 # The one that must not pass yet: nobody has said that the team is trained, and so on.
 NOT_READY = "readiness"
 # What a person has to say in the parameters cell before it does anything.
-SAID = {"rollback": ('to: "Optional[str]" = None', 'to: "Optional[str]" = "fresh"')}
+SAID = {
+    "rollback": ('to: "Optional[str]" = None', 'to: "Optional[str]" = "fresh"'),
+    "fleet": ("/etc/abathur/fleet.toml", "fleet.toml"),
+}
 # What a page may ask for: its own server, or what it holds itself.
 LOCAL = re.compile(r"(?:https?|wss?)://127\.0\.0\.1[:/]|data:|blob:")
 WIDTH, TALLEST = 1400, 16_000  # pixels
@@ -81,6 +84,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     home, folder, settings = base / "home", base / "notebooks", base / "config" / "settings"
     home.mkdir()
     shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".*"))
+    databases = json.dumps([str(home / "abathur_data" / "abathur.db")])
+    (folder / "fleet.toml").write_text(f'[hosts.here]\nenv = "development"\ndatabases = {databases}')
     # Cells out of sight are otherwise not in the page, nor in its picture.
     tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
