@@ -321,6 +321,8 @@ def _url(row: Row) -> str:
 
 def _remedy(row: Row) -> str:
     """Return what to do about a database that did not pass, as a command on its host."""
+    if row["verdict"] == "fail" and row["run"] is None:
+        return "correct the inventory, or find out who removed the files"
     command = f"--env {row['env']} -p db_path {quote(row['database'])}"
     return {
         "unreachable": f"on {row['host']}: systemctl status abathur-worker",
