@@ -55,6 +55,8 @@ def state_of(settings: Settings) -> dict[str, Any]:
     state["validation_limit_days"] = settings.validation_max_age_days
     with suppress(OSError):
         state |= {"size": os.lstat(settings.db_path).st_size, "free": shutil.disk_usage(settings.db_path.parent).free}
+    if not os.access(settings.archive_dir, os.R_OK | os.X_OK):  # missing, or another account's
+        return state
     try:
         for entry in _newest(settings):
             if entry.faults:
