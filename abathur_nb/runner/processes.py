@@ -42,7 +42,7 @@ KERNEL = "abathur_nb.runner.processes:kernel"
 UNWATCHED = "--IPKernelApp.parent_handle=1"
 _PROGRAM = "from abathur_nb.runner import processes; processes.{}()"
 _LONGEST = 2**20  # bytes of a message; Linux allows a fifth of it by default
-_FORK = b" "  # the message that asks for a child; any other names modules
+_FORK, _END = b" ", b"."  # the messages that ask for a child and for the end; any other names modules
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _PARENT = "ABATHUR_PARENT"  # environment variable of a new process: its parent
 # A notebook shows what it draws with pyplot; numpy starts no thread.
@@ -235,7 +235,8 @@ class ForkServer:
 
 
 def _end(control: socket, process: "subprocess.Popen[bytes]") -> None:
-    control.close()
+    with control, suppress(OSError):
+        control.send(_END)  # its children may hold copies of this connection
     process.wait()
 
 
@@ -322,7 +323,7 @@ def serve() -> None:
         if control.fileno() not in ready:
             continue
         message, given, *_ = recv_fds(control, _LONGEST, 5)
-        if not message:
+        if message in (b"", _END):
             for child in children:
                 child.kill()
             return

@@ -166,3 +166,13 @@ def test_nbclient_takes_forked_kernels_which_end_as_others_do() -> None:
     assert executed("print('the next')") == ["the next\n"]
     children = Path(f"/proc/{server}/task/{server}/children").read_text()
     assert children == "", "no kernel is left"
+
+
+def test_a_process_ends_though_a_child_that_holds_its_server_still_waits() -> None:
+    program = (
+        "import os\nfrom abathur_nb.runner.processes import fork_server, start\ngiven, kept = os.pipe()\n"
+        "child = start('timeit:main', ['-n1', '-r1', 'import sys; sys.stdin.read()'], {}, output=1, errors=2, "
+        "given=given, server=fork_server())\nprint(child.pid, flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert gone(int(done.stdout))
