@@ -86,7 +86,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     verify = command("verify", "evidence.verify", "recompute every hash, link and signature of an archive; offline")
     verify.hint = "; name the directory of the archive, such as ~/abathur_data/runs"
-    verify.add_argument("archive", metavar="ARCHIVE", help="the directory of an archive, or the URL of a copy")
+    words = "the directory of an archive, or the URL of a copy, or of a place that holds collected copies"
+    verify.add_argument("archive", metavar="ARCHIVE", help=words)
+    words = "the directory or URL to which a fleet run has collected archives: look for what it recorded in them"
+    verify.add_argument("--collected", metavar="PLACE", default="", help=words)
     words = "a public key to verify signatures with; several may be given"
     verify.add_argument("--key", metavar="PUBLIC.pem", help=words, **several)
 

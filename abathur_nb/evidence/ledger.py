@@ -157,8 +157,14 @@ def newest_lines(archive: Path) -> Iterator[Line]:
 
     Raises RefusedError at a line that was altered or is not the one before the last, or if the ledger can't be read.
     """
-    pieces, link, number = _backwards(archive), "", 0
+    pieces = _backwards(archive)
     next(pieces)
+    yield from checked(pieces, str(archive / LEDGER), f"python -m abathur_nb verify {quote(str(archive))}")
+
+
+def checked(pieces: Iterator[bytes], where: str, remedy: str) -> Iterator[Line]:
+    """Yield lines, whose bytes come newest first, as `newest_lines` does."""
+    link, number = "", 0
     try:
         for piece in pieces:
             if (digest := sha256(piece + b"\n")) != (link or digest):
@@ -169,8 +175,7 @@ def newest_lines(archive: Path) -> Iterator[Line]:
         if link not in ("", FIRST):
             raise ValueError("it was removed")
     except ValueError as error:
-        where, remedy = f"{archive / LEDGER}, line {1 - number}", f"python -m abathur_nb verify {quote(str(archive))}"
-        raise RefusedError(f"{where} from the end: {error}", remedy) from None
+        raise RefusedError(f"{where}, line {1 - number} from the end: {error}", remedy) from None
 
 
 def require_no_line(archive: Path, run_id: str) -> tuple[str, bytes]:

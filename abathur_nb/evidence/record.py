@@ -114,6 +114,7 @@ _SHAPE_CHECK = {
     "evidence": [str],
     "data?": dict,
 }
+_SHAPE_ROW = dict.fromkeys(("host", "database", "verdict", "archive", "head", "collected?"), str) | {"state": dict}
 _SHAPES = {
     Started: _SHAPE_STARTED,
     Record: {
@@ -131,7 +132,7 @@ _SHAPES = {
             "limits_ms?": {str: [str, number]},
             "fleet?": {
                 **dict.fromkeys(("id", "inventory", "notebook"), str),
-                "databases": [dict.fromkeys(("host", "database", "verdict", "archive", "head"), str) | {"state": dict}],
+                "databases": [_SHAPE_ROW],
             },
         },
         "database": dict.fromkeys(("before?", "after?"), ({"size?": number}, type(None))),

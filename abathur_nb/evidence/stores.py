@@ -4,17 +4,17 @@ import argparse
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import inf
 from pathlib import Path
-from shlex import join
+from shlex import join, quote
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
-from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
+from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Line, checked, parse
 from abathur_nb.evidence.record import is_folder
 from abathur_nb.files import UNFINISHED, private_directory, read_regular, write_durably
 from abathur_nb.text import is_printable, printable, shown, url_fault
@@ -195,6 +195,22 @@ def fetched(url: str) -> Iterator[Path]:
                 (archive / name).write_bytes(store.read(name))
         (archive / LEDGER).write_bytes(ledger)
         yield archive
+
+
+def copy_lines(url: str) -> Iterator[Line]:
+    """Yield the lines of the ledger of a copy as `newest_lines` does; none if there is no copy. Read-only."""
+    store = open_store(f"{url}/ledger")
+    pieces = (store.read(name)[:-1] for name in sorted(store.found(), reverse=True))
+    return checked(pieces, store.where, f"python -m abathur_nb verify {quote(url)}")
+
+
+def copies_in(place: Path | str) -> Sequence[Path | str]:
+    """Return the copies ``NAME`` or ``HOST/NAME`` in a directory or URL; none if it is an archive itself. Read-only."""
+    if isinstance(place, Path):
+        is_one = any(os.path.lexists(place / name) for name in (LEDGER, "ledger"))
+        return [] if is_one else sorted(path.parent for depth in ("*", "*/*") for path in place.glob(f"{depth}/ledger"))
+    names = {name.rpartition("/ledger/")[0] for name in open_store(place).found() if LINE.search(name)}
+    return [] if "" in names else [f"{place.rstrip('/')}/{name}" for name in sorted(names)]
 
 
 def local(archive: Path | str) -> AbstractContextManager[Path]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import sha256
-from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, content_of, newest_lines, parse
+from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, Line, content_of, newest_lines, parse
 from abathur_nb.evidence.record import (
     NOTEBOOK,
     PAGE,
@@ -33,7 +33,7 @@ from abathur_nb.evidence.record import (
     run_ids,
 )
 from abathur_nb.evidence.statement import Checked, PublicKeys, check_of, check_signers, check_statement, public_keys
-from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, local, open_store
+from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, copies_in, copy_lines, local, open_store
 from abathur_nb.files import read_regular
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown, some
@@ -51,7 +51,7 @@ _RULES = {
     "runs": ("each file has its hash in the ledger", "{archived} of {runs} archived, none altered", _FIND_OUT),
     "order": ("each run began after the line it names", "{begun}, each after the line it names", _FIND_OUT),
     "statements": ("each matches record and hashes", "{statements}, all matching", _FIND_OUT),
-    "anchors": ("each ledger has the line that the last fleet run recorded", "{anchors}", _FIND_OUT),
+    "anchors": ("each ledger has the line that a fleet run recorded", "{anchors} read, each has it", _FIND_OUT),
     "nothing_else": ("only ledger and runs", "only ledger and runs", "find out whose it is, and move it away"),
 }
 _NOT_COPIED = ("anchors", "last_line", "nothing_else")  # rules about files that are not copied
@@ -63,11 +63,13 @@ def verify_archive(
     *,
     keys: PublicKeys = MappingProxyType({}),
     read: tuple[Ledger, Sequence[Entry]] | None = None,
+    collected: str = "",
 ) -> Report:
     """Check every hash and link of an archive, and signatures with ``keys``. Read-only; follows no symbolic link.
 
     ``read`` is what `read_with_ledger` has just returned. Runs that are unsealed or not in the ledger cause a warning:
-    they are not evidence, but no fault. Raises RefusedError if the directory can't be read.
+    they are not evidence, but no fault. The archive of a fleet run anchors the ledgers of its databases: those on this
+    host are read, or the copies in ``collected``. Raises RefusedError if the directory can't be read.
     """
     ledger, runs = read or read_with_ledger(archive)
     # Runs in the ledger first, in its order: an id may be forged, a position in the chain can't.
@@ -81,8 +83,11 @@ def verify_archive(
     found["last_line"] += [ledger.torn] if ledger.torn else []
     found["notes"] += ledger.notes
     statements: list[tuple[str, Checked]] = []
-    anchors = _anchors(entries)
-    here = sum(row["state"].get("host") == platform.node() for row in anchors)
+    rows = _anchors(entries)
+    anchors = [(row, lines) for row in rows if (lines := _ledger_of(row, collected))]
+    if unseen := len(rows) - len(anchors):
+        words = "they are on other hosts; if a fleet run has collected them: verify ARCHIVE --collected PLACE"
+        found["notes"].append(f"{unseen} of {counted(len(rows), 'ledger')} of a fleet run were not read: {words}")
     for rule, fault in (
         *(one for entry in entries for one in _of_run(entry, keys, statements)),
         *_of_order(entries, ledger),
@@ -96,7 +101,7 @@ def verify_archive(
         "archived": sum(entry.line is not None for entry in entries),
         "begun": counted(sum(entry.started is not None for entry in entries), "run"),
         "statements": counted(len(statements), "statement"),
-        "anchors": f"in {here} of {counted(len(anchors), 'ledger')}; the others are on other hosts",
+        "anchors": f"{len(anchors)} of {counted(len(rows), 'ledger')}",
     }
     checks = []
     for name, faults in found.items():
@@ -161,22 +166,34 @@ def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
             yield "order", f"{entry.run_id}: it began in {_place(started)}, the first run in {first}: not this archive"
 
 
-def _anchors(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the rows of the newest fleet run of each inventory that name the last line of a database's ledger."""
-    found = [entry.found("fleet") for entry in entries if entry.line and entry.found("fleet")]
-    newest = {fleet["inventory"]: fleet["databases"] for fleet in found}
-    return [row for rows in newest.values() for row in rows if row["head"]]
+def _anchors(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+    """Return the newest row, of a fleet run of each inventory, that names the last line of a database's ledger."""
+    known: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for entry in entries:
+        if entry.line and entry.sealed and (fleet := entry.found("fleet")):
+            rows = {(fleet["inventory"], row["host"], row["database"]): row for row in fleet["databases"]}
+            if not entry.sealed.parameters.get("only"):  # else it is only about some; the others are anchored still
+                known = {key: row for key, row in known.items() if key[0] != fleet["inventory"] or key in rows}
+            known |= {key: row for key, row in rows.items() if row["head"]}
+    return [*known.values()]
 
 
-def _of_anchors(rows: Sequence[Mapping[str, Any]]) -> Found:
-    """Yield each database on this host whose ledger lacks the line that a fleet run has recorded."""
-    for row in rows:
-        if row["state"].get("host") != platform.node():
-            continue
+def _ledger_of(row: Mapping[str, Any], collected: str) -> Iterator[Line] | None:
+    """Return the newest lines of a database's ledger, in its copy or on this host; None if it is on another host."""
+    if collected and row.get("collected"):
+        return copy_lines("/".join([collected.rstrip("/"), *row["collected"].split("/")[-2:]]))
+    is_here = row["state"].get("host") == platform.node()
+    return newest_lines(Path(os.path.expanduser(row["archive"]))) if is_here else None
+
+
+def _of_anchors(anchors: Sequence[tuple[Mapping[str, Any], Iterator[Line]]]) -> Found:
+    """Yield each database whose ledger lacks the line that a fleet run has recorded."""
+    for row, lines in anchors:
         where = f"{row['host']}:{row['database']}"
         try:
-            if all(line.sha256 != row["head"] for line in newest_lines(Path(os.path.expanduser(row["archive"])))):
-                yield "anchors", f"{where}: the line of run {row['run']} is missing: newest runs were removed"
+            if all(line.sha256 != row["head"] for line in lines):
+                words = "its newest runs were removed, or its ledger rewritten"
+                yield "anchors", f"{where}: the line of run {row.get('run')} is missing: {words}"
         except RefusedError as error:
             yield "anchors", f"{where}: {error.observed}"
 
@@ -207,22 +224,31 @@ def _strangers(archive: Path, entries: list[Entry]) -> Found:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Print the report on an archive, and return 0 if it passes, else 1; the command ``copy`` copies it instead."""
+    """Print the report on an archive, or on each copy in a place; return 0 if all pass, else 1. ``copy`` copies it."""
     if arguments.command == "copy":
         return _copy(arguments)
     keys = public_keys(arguments.key)
-    with local(archive_at("ARCHIVE", arguments.archive)) as archive:
-        report = replace(verify_archive(archive, keys=keys), subject=arguments.archive)
-    sys.stdout.write(f"{report}\n")
-    return 0 if report.ok else 1
+    given = archive_at("ARCHIVE", arguments.archive)
+    copies, failed = copies_in(given), 0
+    collected = arguments.collected or (str(given) if copies else "")
+    for one in copies or [given]:
+        with local(one) as archive:
+            report = verify_archive(archive, keys=keys, collected=collected)
+        report = replace(report, subject=str(one) if copies else arguments.archive)
+        sys.stdout.write(f"{one}: {report.summary}\n" if copies and report.ok else f"{report}\n")
+        failed += not report.ok
+    if copies:
+        sys.stdout.write(f"{failed} of {len(copies)} copies failed\n")
+    return 1 if failed else 0
 
 
-def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
+def copy_archive(archive: Path, url: str, *, whole: bool = True) -> dict[str, list[str]]:
     """Copy the runs of an archive's ledger to a directory or a URL of fsspec; return what was ``copied`` and ``left``.
 
     Writes the files of each run, then its line: an interrupted copy is a shorter archive, which the next one completes.
-    Existing objects are compared, never changed; runs without a line are ``left``. Raises RefusedError before writing
-    if the copy holds anything else, or ``verify`` finds a fault.
+    Existing objects are compared, never changed; unless ``whole``, only from the last common run on, whose line has the
+    hashes of those before. Runs without a line are ``left``. Raises RefusedError before writing if the copy holds
+    anything else, or ``verify`` finds a fault.
     """
     store = open_store(url)
     if Path(store.where).is_absolute() and Path(store.where, "x").resolve().is_relative_to(archive.resolve()):
@@ -236,7 +262,10 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     content = content[: content.rfind(b"\n") + 1]
     wanted = dict(_wanted(archive, content))
     found = store.found()
-    unlike = [name for name in wanted if name in found and not _is_same(store, name, found[name], wanted[name])]
+    common = [name for name in wanted if name in found]
+    ends = [0, *(place for place, name in enumerate(common, 1) if LINE.fullmatch(name))]  # of runs, by their lines
+    common = common[0 if whole else ends[-2:][0] :]
+    unlike = [name for name in common if not _is_same(store, name, found[name], wanted[name])]
     if unlike := [*unlike, *sorted(found.keys() - wanted.keys())]:
         raise RefusedError(
             f"{store.where} holds what the archive {archive} does not: {some(unlike, _NAMED)}. Nothing was copied",
@@ -249,10 +278,13 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
 
 
 def collect_archive(archive: Path, place: str, host: str, database: str) -> str:
-    """Copy the archive of a database as `copy_archive` does, to a directory of its own in ``place``; return its URL."""
+    """Copy what is new in the archive of a database to ``PLACE/HOST/DATABASE-HASH``, and return that URL.
+
+    ``place`` is a directory or a URL. Refuses what `copy_archive` refuses; compares only the last run that both have.
+    """
     name = re.sub(r"[^\w.-]+", "-", database.strip("/")).strip("-.")[-80:]
     url = f"{place.rstrip('/')}/{host}/{name}-{sha256(database.encode())[:8]}"
-    copy_archive(archive, url)
+    copy_archive(archive, url, whole=False)
     return url
 
 

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from archives import RED, run
+from archives import RED, fleet_row, fleet_run, run
 from fsspec import filesystem
 from fsspec.implementations.memory import MemoryFileSystem
 from main_helpers import called, command
@@ -26,7 +27,7 @@ from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.evidence.stores import fetched, open_store
-from abathur_nb.evidence.verify import copy_archive, verify_archive
+from abathur_nb.evidence.verify import collect_archive, copy_archive, verify_archive
 
 pytestmark = pytest.mark.usefixtures("sockets")  # where no temporary file may be left
 
@@ -135,6 +136,13 @@ def spoil(url: str, name: str, change: Callable[[bytes], bytes]) -> None:
     system.pipe_file(f"{root}/{name}", change(system.cat_file(f"{root}/{name}")))
 
 
+def remove(url: str, name: str) -> None:
+    from fsspec.core import url_to_fs
+
+    system, root = url_to_fs(url)
+    system.rm_file(f"{root}/{name}")
+
+
 def test_a_copy_that_was_altered_is_not_gone_on_with(url: str, archive: Path, settings: Settings) -> None:
     names = copy_archive(archive, url)["copied"]
     spoil(url, names[2], lambda content: content[:-3] + b"xx\n")
@@ -175,6 +183,66 @@ def test_a_copy_goes_not_where_others_write_nor_into_itself(archive: Path, setti
         with pytest.raises(RefusedError, match=words):
             copy_archive(other.archive_dir, str(place))
     assert [content_of(place) for place in (copy, letters, archive)] == before
+
+
+def test_collecting_again_reads_and_copies_only_what_is_new(
+    archive: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def watched(url: str) -> stores.Store:
+        store = open_store(url)
+        return store._replace(read=lambda name: asked.append(name) or store.read(name))  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr("abathur_nb.evidence.verify.open_store", watched)
+    collect = partial(collect_archive, archive, str(tmp_path / "place"), "eu-1")
+    url = collect("/srv/a b/x.db")
+    assert url.startswith(f"{tmp_path}/place/eu-1/srv-a-b-x.db-")
+    assert url != collect("/srv/a-b/x.db")
+    newest = max(path.name for path in Path(url).iterdir() if path.name != "ledger")
+    before = content_of(Path(url))
+    for added in (False, True):
+        more = {add_run(settings), "ledger"} if added else set()
+        asked.clear()
+        assert collect("/srv/a b/x.db") == url
+        assert [name.partition("/")[0] for name in sorted(asked)] == [*[newest] * 5, "ledger"]
+        after = content_of(Path(url))
+        assert {name.partition("/")[0] for name in after.keys() - before.keys()} == more
+        assert after.items() >= before.items()
+    spoil(url, "ledger/00000004.jsonl", lambda content: content.replace(b"pass", b"fail"))
+    with pytest.raises(RefusedError, match=r"does not: ledger/00000004\.jsonl\. Nothing was copied"):
+        collect("/srv/a b/x.db")
+
+
+def test_collected_copies_are_verified_together(
+    url: str, archive: Path, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = replace(settings, archive_dir=tmp_path / "fleet")
+    copies = [collect_archive(archive, url, host, "/x.db") for host in ("eu-1", "eu-2")]
+    there = {"state": {"host": "far"}, "database": "/x.db"}
+    rows = [fleet_row(settings, host=copy.split("/")[-2], collected=copy, **there) for copy in copies]
+    fleet_run(fleet, *rows)
+    copy_archive(fleet.archive_dir, f"{url}/fleet")
+    shutil.rmtree(archive)
+    path = url.removeprefix("file://")
+    here = (["verify", str(fleet.archive_dir), "--collected", url], ["verify", path], ["verify", url])
+    for arguments in here:
+        capsys.readouterr()
+        assert main(arguments) == 0, capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": verify passed")[0] for line in lines[:3]] == [*copies, f"{url}/fleet"]
+    assert lines[3:] == ["0 of 3 copies failed"]
+    for name in sorted(open_store(copies[1]).found()):
+        if name.startswith(rows[1]["run"]) or name == "ledger/00000003.jsonl":
+            remove(copies[1], name)
+    assert main(["verify", copies[1]]) == 0, "by itself it is sound"
+    for arguments in here:
+        capsys.readouterr()
+        assert main(arguments) == 1
+        assert f"anchors: eu-2:/x.db: the line of run {rows[1]['run']} is missing" in capsys.readouterr().out
+    for name in open_store(copies[1]).found():
+        remove(copies[1], name)
+    assert main(here[0]) == 1
 
 
 def test_a_file_that_the_ledger_does_not_name_stops_it_at_once(archive: Path, tmp_path: Path) -> None:

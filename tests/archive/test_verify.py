@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import platform
 import shutil
 import stat
 import subprocess
@@ -15,7 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from archives import archive, check, ledger_lines, make_key, notebook, run, seal
+from archives import archive, check, fleet_row, fleet_run, ledger_lines, make_key, notebook, run, seal
 from damage import fingerprint
 from faults.tampering import TAMPERINGS, Tampering
 from securesystemslib.dsse import Envelope
@@ -32,7 +31,7 @@ from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, RECORD, STARTED, STATEMENT, Record
 from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.evidence.statement import Checked, check_signers, check_statement, envelope, public_keys, signer
-from abathur_nb.evidence.verify import collect_archive, verify_archive
+from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import UNFINISHED
 from abathur_nb.report import Check, Report
 
@@ -412,40 +411,80 @@ def test_a_wrong_public_key_is_refused_with_the_command_that_makes_one(key: Path
             public_keys([str(key.with_suffix(".pub")), str(path)])
 
 
-def test_a_fleet_run_anchors_the_ledgers_of_its_databases(settings: Settings, tmp_path: Path) -> None:
-    others = [resolve(db_path=tmp_path / name / "abathur.db") for name in ("a", "b")]
-    far = {"host": "far", "database": "/x.db", "archive": "/x", "head": "0" * 64, "state": {"host": "far"}}
-    rows: list[dict[str, Any]] = [far]
-    for one in others:
+@pytest.fixture
+def two(tmp_path: Path) -> list[Settings]:
+    """Return two other databases, each with two runs."""
+    both = [resolve(db_path=tmp_path / name / "abathur.db") for name in ("a", "b")]
+    for one in both:
         one.db_path.parent.mkdir(mode=0o700)
         run(one)
         run(one)
-        of_it = {"database": str(one.db_path), "archive": str(one.archive_dir), "state": {"host": platform.node()}}
-        rows.append({"host": "here", "head": read_ledger(one.archive_dir).lines[-1].sha256, **of_it})
-    fleet = {"id": "x", "inventory": "fleet.toml", "notebook": "validate"}
-    databases = [row | {"verdict": "pass", "run": "R"} for row in rows]
-    run(settings, name="fleet", facts={"fleet": {**fleet, "databases": databases}})
-    found = check(verify_archive(settings.archive_dir), "anchors")
-    assert (found.status, found.observed) == ("pass", "in 2 of 3 ledgers; the others are on other hosts")
-    ledger = others[1].archive_dir / LEDGER
-    *lines, last = ledger.read_bytes().splitlines(keepends=True)
-    ledger.write_bytes(b"".join(lines))
-    shutil.rmtree(others[1].archive_dir / json.loads(last)["run_id"])
-    assert verify_archive(others[1].archive_dir).ok, "by itself it is sound"
-    report = verify_archive(settings.archive_dir)
-    assert not report.ok
-    assert faults(report) == [f"here:{others[1].db_path}: the line of run R is missing: newest runs were removed"]
-    assert check(verify_archive(others[0].archive_dir), "ledger").status == "pass"
-    assert "anchors" not in {one.id for one in verify_archive(others[0].archive_dir).checks}
+    return both
 
 
-def test_an_archive_is_collected_once_by_its_host_and_database(settings: Settings, tmp_path: Path) -> None:
+def without_last(folder: Path) -> None:
+    """Remove the newest run of an archive, and its line in the ledger."""
+    *lines, last = ledger_lines(folder)
+    (folder / LEDGER).write_bytes(b"".join(lines))
+    shutil.rmtree(folder / json.loads(last)["run_id"])
+
+
+def rewrite(folder: Path) -> None:
+    settings = resolve(db_path=folder.parent / "abathur.db")
+    shutil.rmtree(folder)
     run(settings)
-    place = str(tmp_path / "place")
-    url = collect_archive(settings.archive_dir, place, "eu-1", "/srv/a b/abathur.db")
-    assert url.startswith(f"{place}/eu-1/srv-a-b-abathur.db-")
-    before = tree(Path(url))
-    assert collect_archive(settings.archive_dir, place, "eu-1", "/srv/a b/abathur.db") == url
-    assert tree(Path(url)) == before
-    assert collect_archive(settings.archive_dir, place, "eu-1", "/srv/a-b/abathur.db") != url
-    assert main(["verify", url]) == 0
+    run(settings)
+
+
+@pytest.mark.parametrize(("damage", "is_sound_itself"), [(without_last, True), (rewrite, True), (shutil.rmtree, False)])
+def test_a_fleet_run_anchors_the_ledgers_of_its_databases(
+    damage: Callable[[Path], object], is_sound_itself: bool, settings: Settings, two: list[Settings]
+) -> None:
+    rows = [fleet_row(one) for one in two]
+    fleet_run(settings, *rows)
+    run(two[0])
+    found = check(verify_archive(settings.archive_dir), "anchors")
+    assert (found.status, found.observed) == ("pass", "2 of 2 ledgers read, each has it")
+    damage(two[1].archive_dir)
+    if is_sound_itself:
+        report = verify_archive(two[1].archive_dir)
+        assert report.ok, str(report)
+        assert "anchors" not in {one.id for one in report.checks}
+    report = verify_archive(settings.archive_dir)
+    words = f"the line of run {rows[1]['run']} is missing: its newest runs were removed, or its ledger rewritten"
+    assert faults(report) == [f"here:{two[1].db_path}: {words}"]
+    assert main(["verify", str(settings.archive_dir)]) == 1
+
+
+def test_a_ledger_on_another_host_is_only_noted(settings: Settings, two: list[Settings]) -> None:
+    far = [fleet_row(two[0], state=state) for state in ({"host": "far"}, {})]
+    fleet_run(settings, far[0], far[1] | {"database": "/x.db"})
+    report = verify_archive(settings.archive_dir)
+    assert report.ok
+    assert "anchors" not in {one.id for one in report.checks}
+    assert "2 of 2 ledgers of a fleet run were not read: they are on other hosts" in check(report, "notes").observed
+    fleet_run(settings, far[0], fleet_row(two[1]))
+    report = verify_archive(settings.archive_dir)
+    assert check(report, "anchors").observed == "1 of 2 ledgers read, each has it"
+    assert "1 of 2 ledgers" in check(report, "notes").observed
+
+
+@pytest.mark.parametrize(
+    ("of_b", "more", "is_found"),
+    [
+        (None, {"only": "here:/"}, True),  # a later fleet run was only about the other database
+        ({"head": ""}, {}, True),  # in a later one it could not be reached
+        (None, {"inventory": "other.toml"}, True),
+        (None, {}, False),  # it was taken out of the inventory
+        ({}, {}, False),  # a later one records the shorter ledger
+    ],
+)
+def test_the_newest_known_line_of_each_database_counts(
+    of_b: dict[str, str] | None, more: dict[str, str], is_found: bool, settings: Settings, two: list[Settings]
+) -> None:
+    rows = [fleet_row(one) for one in two]
+    fleet_run(settings, *rows)
+    without_last(two[1].archive_dir)
+    fleet_run(settings, fleet_row(two[0]), *([fleet_row(two[1], **of_b)] if of_b is not None else []), **more)
+    found = faults(verify_archive(settings.archive_dir))
+    assert [rows[1]["run"] in fault for fault in found] == [True] * is_found

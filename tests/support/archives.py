@@ -1,6 +1,7 @@
 """Archives made quickly, without a kernel, as runs make them; keys that sign them; and ways to tamper with them."""
 
 import json
+import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -12,7 +13,7 @@ import nbformat
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, sha256
-from abathur_nb.evidence.ledger import FIRST, LEDGER
+from abathur_nb.evidence.ledger import FIRST, LEDGER, read_ledger
 from abathur_nb.evidence.record import Record, Verdict, read_run
 from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.report import Check, Report
@@ -93,6 +94,21 @@ def archive(settings: Settings, runs: int = 4) -> Path:
     seal(start(settings), settings)
     start(settings)
     return settings.archive_dir
+
+
+def fleet_row(settings: Settings, **more: Any) -> dict[str, Any]:
+    """Return what a fleet run records of a database of this host."""
+    line = read_ledger(settings.archive_dir).lines[-1]
+    of_it = {"host": "here", "database": str(settings.db_path), "archive": str(settings.archive_dir), "verdict": "pass"}
+    return of_it | {"run": line.data["run_id"], "head": line.sha256, "state": {"host": platform.node()}} | more
+
+
+def fleet_run(settings: Settings, *rows: Mapping[str, Any], inventory: str = "fleet.toml", **parameters: str) -> None:
+    """Make the run of ``fleet`` that recorded these rows."""
+    folder = start(settings, "fleet", inventory=inventory, **parameters)
+    fleet = {"id": folder.name, "inventory": inventory, "notebook": "validate", "databases": [*rows]}
+    seal(folder, settings, facts={"fleet": fleet})
+    keep(folder, settings, notebook("'fleet'"), html=False)
 
 
 def ledger_lines(archive: Path) -> list[bytes]:
