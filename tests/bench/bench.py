@@ -503,7 +503,8 @@ def page_of_many(_: Path) -> Sides:
         "state": state,
     }
     rows = tuple(
-        {"host": f"h{n // 100}", "database": f"/srv/{n}.db", "verdict": "fail" if n % 250 == 7 else "pass"} | row
+        {"run": "R", "host": f"h{n // 100}", "database": f"/srv/{n}.db", "verdict": "fail" if n % 250 == 7 else "pass"}
+        | row
         for n in range(5000)
     )
 
