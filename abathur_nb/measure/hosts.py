@@ -152,6 +152,15 @@ class Fleet(Shown):
         names = some([_name(row) for row in self.gone], _NAMED) or "none"
         remedy = "find out who removed them, or why their host no longer lists them"
         checks.append(Check.that("gone", not self.gone, "every database of the last fleet run", names, remedy))
+        if lost := [row for row in self.rows if row.get("not_collected")]:
+            evidence = [f"{_name(row)}: {row['not_collected']}" for row in lost[:_SHOWN]]
+            names, remedy = (
+                some([_name(row) for row in lost], _NAMED),
+                "correct that; the next fleet run copies the rest",
+            )
+            checks.append(
+                Check("collected", "fail", "a copy of each archive", f"not copied: {names}", remedy, tuple(evidence))
+            )
         for name, late in (("backed_up", self._late("backup")), ("validated", self._late("validation"))):
             observed = some([f"{_name(row)}: {words}" for row, words in late], _NAMED) or "none is late"
             remedy = f"run {'backup' if name == 'backed_up' else 'validate'} for them"

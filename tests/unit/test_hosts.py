@@ -54,6 +54,10 @@ def test_the_worst_comes_first_with_its_reason_and_what_to_do() -> None:
     assert {check.id for check in fleet.report.checks if check.failed} == set(WORST[:-1])
     assert not fleet.report.ok
     assert Fleet((row("a", "x"),)).report.ok
+    lost = Fleet((row("a", "x") | {"not_collected": "no bucket"},)).report
+    assert [(one.id, one.evidence) for one in lost.checks if one.failed] == [
+        ("collected", ("a:/srv/x/abathur.db: no bucket",))
+    ]
     html = fleet.to_html()
     assert html.index("why unreachable") < html.index("why refused")
     assert html.count("open its page") == len(WORST) - 1
