@@ -338,6 +338,8 @@ async def _by_dask(scheduler: str, at_once: int) -> AsyncIterator[Ask]:
     try:
         await client
     except (OSError, TypeError, ValueError) as error:  # TypeError: no certificate is configured
+        with suppress(Exception):  # it would complain of this when it is collected
+            await client.close()
         remedy = "see that it runs, and the files of TLS in Dask's configuration"
         raise ConfigurationError(
             f"scheduler: {shown(scheduler)} could not be connected to: {error}; {remedy}"

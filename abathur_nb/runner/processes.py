@@ -183,11 +183,11 @@ class ForkServer:
             )
         finalize(self, _end, self._control, process)
 
-    def lives(self) -> bool:
-        """Return whether the server has not ended."""
+    def serves(self) -> bool:
+        """Return whether the server lives, and is one of this package and of Python's settings as they are now."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
-        return not poll.poll(0)
+        return not poll.poll(0) and (self.stamp, self._python) == (stamp(), _python_settings(os.environ))
 
     def preload(self, *modules: str) -> None:
         """Let the server import modules before it forks a further child."""
@@ -269,9 +269,9 @@ _servers: list[ForkServer] = []  # at most one: that of this process
 
 
 def fork_server() -> ForkServer:
-    """Return the fork server of this process; start one if there is none, if it died, or if the package has changed."""
+    """Return the fork server of this process; start one if there is none, or if it no longer `serves`."""
     with _lock:
-        if not _servers or _servers[0].stamp != stamp() or not _servers[0].lives():
+        if not _servers or not _servers[0].serves():
             _servers[:] = [ForkServer()]
         return _servers[0]
 

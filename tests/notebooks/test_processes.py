@@ -119,7 +119,7 @@ def test_a_server_that_died_or_whose_package_has_changed_is_replaced(monkeypatch
     second = fork_server()
     assert its_pid(second) != pid
     os.kill(its_pid(second), signal.SIGKILL)
-    while second.lives():
+    while second.serves():
         time.sleep(0)
     assert run("print('forked anew')", fork_server())[1][0] == "forked anew"
 
@@ -174,5 +174,7 @@ def test_a_process_ends_though_a_child_that_holds_its_server_still_waits() -> No
         "child = start('timeit:main', ['-n1', '-r1', 'import sys; sys.stdin.read()'], {}, output=1, errors=2, "
         "given=given, server=fork_server())\nprint(child.pid, flush=True)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANGING_S, check=True
+    )
     assert gone(int(done.stdout))
