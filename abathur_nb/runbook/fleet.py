@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from glob import glob, has_magic
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
@@ -30,7 +29,7 @@ from abathur_nb.evidence.record import begun_at, read_entry, run_ids
 from abathur_nb.evidence.run import Run, new_run_id, shipped_notebook
 from abathur_nb.evidence.verify import collect_archive
 from abathur_nb.measure.hosts import Fleet, state_of
-from abathur_nb.runner.batch import end_idle, interrupting, not_run, run_one
+from abathur_nb.runner.batch import end_idle, interrupting, matching, not_run, run_one
 from abathur_nb.runner.execution import Stop
 from abathur_nb.text import counted, did_you_mean, printable, shown, some, url_fault
 
@@ -81,19 +80,12 @@ def about(notebook: str) -> dict[str, str]:
 
 def _listed(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return the paths that globs match here, the globs that match none, and faults. Read-only."""
-    found: dict[str, str] = {}
-    answer: dict[str, Any] = {"empty": [], "faults": []}
+    found, empty, faults = matching(asked["globs"])
     try:
         resolve(asked["env"], db_path="/nowhere/abathur.db")
     except ConfigurationError as error:
-        answer["faults"] += error.faults
-    for one in asked["globs"]:
-        paths = sorted(glob(one)) if has_magic(one) else [one]  # noqa: PTH207
-        answer["empty"] += [] if paths else [one]
-        for path in paths:
-            known = found.setdefault(os.path.realpath(path), path)
-            answer["faults"] += [f"{shown(path)} is the same file as {shown(known)}"] * (known is not path)
-    return answer | {"databases": [*found.values()]}
+        faults += error.faults
+    return {"databases": found, "empty": empty, "faults": faults}
 
 
 def _ran(asked: Mapping[str, Any], stop: Stop) -> dict[str, Any]:

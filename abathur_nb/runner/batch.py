@@ -36,18 +36,29 @@ def databases_of(given: Sequence[str], faults: list[str]) -> list[str]:
     A glob without a file, and a file that is named twice, are added to ``faults``.
     """
     lines = (line for word in given for line in (sys.stdin.read().splitlines() if word == "-" else [word]))
-    found: dict[str, str] = {}
-    for line in filter(None, lines):
-        is_glob = has_magic(line) and not os.path.lexists(line)
-        paths = sorted(glob(os.path.expanduser(line))) if is_glob else [line]  # noqa: PTH207
-        if not paths:
-            faults.append(f"--each: expected a file that matches {shown(line)}, found none")
-        for path in (os.path.abspath(os.path.expanduser(path)) for path in paths):
-            known = found.setdefault(os.path.realpath(path), path)
-            faults += [f"--each: {shown(path)} is the same file as {shown(known)}"] * (known is not path)
+    found, empty, twice = matching(filter(None, lines))
+    faults += [f"--each: expected a file that matches {shown(one)}, found none" for one in empty]
+    faults += [f"--each: {fault}" for fault in twice]
     if not found and not faults:
         faults.append("--each: expected the path of a database, found none")
-    return [*found.values()]
+    return found
+
+
+def matching(given: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the absolute paths that paths and globs name, the globs without a file, and which files are named twice.
+
+    Read-only.
+    """
+    found: dict[str, str] = {}
+    empty, twice = list[str](), list[str]()
+    for one in given:
+        is_glob = has_magic(one) and not os.path.lexists(one)
+        paths = sorted(glob(os.path.expanduser(one))) if is_glob else [one]  # noqa: PTH207
+        empty += [] if paths else [one]
+        for path in (os.path.abspath(os.path.expanduser(path)) for path in paths):
+            known = found.setdefault(os.path.realpath(path), path)
+            twice += [f"{shown(path)} is the same file as {shown(known)}"] * (known is not path)
+    return [*found.values()], empty, twice
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,14 +111,8 @@ def start(
             return server.fork(function, arguments, environment, output, errors, given=given)
         except CannotForkError as error:
             logging.getLogger(__name__).warning("a new process is started, because none could be forked: %s", error)
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-c", _PROGRAM.format("called"), function, *arguments],
-        env={**environment, _PARENT: str(os.getpid())},
-        stdin=subprocess.DEVNULL if given is None else given,
-        stdout=output,
-        stderr=errors,
-        start_new_session=True,  # Ctrl-C at the terminal must reach the parent only
-    )
+    environment[_PARENT] = str(os.getpid())
+    process = _python("called", function, *arguments, env=environment, stdin=given, stdout=output, stderr=errors)
     descriptor = os.pidfd_open(process.pid)
 
     def finish() -> int:
@@ -127,6 +121,16 @@ def start(
         return code
 
     return Child(process.pid, descriptor, finish)
+
+
+def _python(entry: str, *arguments: str, stdin: int | None = None, **options: Any) -> "subprocess.Popen[bytes]":
+    """Start a new Python that calls a function of this module."""
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-P", "-c", _PROGRAM.format(entry), *arguments],
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
+        start_new_session=True,  # Ctrl-C at the terminal must reach the parent only
+        **options,
+    )
 
 
 def called() -> None:
@@ -174,13 +178,8 @@ class ForkServer:
         self._control, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         inherited = {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"}
         with theirs:
-            process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-c", _PROGRAM.format("serve"), str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**inherited, **_OF_SERVER},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            number = theirs.fileno()
+            process = _python("serve", str(number), env={**inherited, **_OF_SERVER}, pass_fds=[number])
         finalize(self, _end, self._control, process)
 
     def serves(self) -> bool:
