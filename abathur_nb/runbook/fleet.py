@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from abathur_nb.config.inventory import Host, read_inventory
 from abathur_nb.config.parameters import notebook_shell
-from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.config.settings import Settings, read_file, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.canonical import sha256, tilde
 from abathur_nb.evidence.ledger import RUN_ID
@@ -36,6 +36,7 @@ from abathur_nb.text import counted, did_you_mean, printable, shown, some, url_f
 # None of them repairs, restores or applies anything.
 NOTEBOOKS = ("validate", "preflight", "explain", "monitor", "readiness", "backup", "troubleshoot")
 _UNREACHABLE_S = 60  # without a worker; distributed.scheduler.no-workers-timeout of Dask's configuration replaces it
+_MOST = 65_536  # bytes of a scheduler file
 _LOOK_S = 1  # between two looks at which hosts have a worker
 _LOSSES = 2  # of the worker while it ran one database: then that database is not tried again
 _CLOCKS = timedelta(days=1)  # the clocks of two hosts differ by less
@@ -192,13 +193,22 @@ def _faults(scheduler: str | None, notebook: str, since: str | None, collect: st
     if collect is not None and (fault := url_fault("collect", collect)):
         faults.append(fault)
     if scheduler is not None:
-        address = urlsplit(scheduler)
+        address = urlsplit(_address(scheduler))
         if address.scheme == "tcp" and address.hostname not in _LOOPBACK:
             why = "without TLS anybody who reaches the scheduler runs code on every host"
             faults.append(f"scheduler: expected tls://…, found {shown(scheduler)}: {why}")
-        elif address.scheme not in ("tcp", "tls") and not Path(scheduler).is_file():
+        elif address.scheme not in ("tcp", "tls"):
             faults.append(f"scheduler: expected tls://HOST:PORT or a scheduler file, found {shown(scheduler)}")
     return faults
+
+
+def _address(scheduler: str) -> str:
+    """Return the address of a scheduler, which a scheduler file holds; an empty text if there is none. Read-only."""
+    if "://" in scheduler:
+        return scheduler
+    with suppress(ConfigurationError, ValueError, TypeError, KeyError):
+        return str(json.loads(read_file("scheduler", Path(scheduler), _MOST))["address"])
+    return ""
 
 
 def _earlier(settings: Settings, inventory: str, notebook: str, own: str) -> tuple[str, tuple[Row, ...]]:
@@ -320,13 +330,12 @@ async def _by_dask(scheduler: str, at_once: int) -> AsyncIterator[Ask]:
         from distributed.scheduler import KilledWorker
     except ImportError:
         raise ConfigurationError("scheduler: needs the extra fleet: pip install 'abathur_nb[fleet]'") from None
-    is_url = "://" in scheduler
+    address = _address(scheduler)
     bound = dask.utils.parse_timedelta(dask.config.get("distributed.scheduler.no-workers-timeout") or _UNREACHABLE_S)
-    where = {"address": scheduler} if is_url else {"scheduler_file": scheduler}
-    security = Security(require_encryption=True) if scheduler.startswith("tls:") else None
+    security = Security(require_encryption=True) if address.startswith("tls:") else None
     seen: dict[str, float] = {}  # when each resource was last announced
 
-    client = Client(**where, security=security, asynchronous=True, set_as_default=False)
+    client = Client(address, security=security, asynchronous=True, set_as_default=False)
     try:
         await client
     except (OSError, TypeError, ValueError) as error:  # TypeError: no certificate is configured

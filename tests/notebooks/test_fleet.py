@@ -118,7 +118,9 @@ async def test_every_fault_is_refused_at_once_before_anything_runs(place: Place)
         '[hosts.eu-2]\ndatabases = "x"\n[host.eu-3]\n[hosts."no host"]\n'
     )
     with pytest.raises(ConfigurationError) as caught:
-        await place.run(notebook="validat", since="yesterday", scheduler="tcp://10.0.0.1:8786", collect="s3://a:b@c/d")
+        await place.run(
+            notebook="validat", since="yesterday", scheduler="tcp://scheduler.invalid:8786", collect="s3://a:b@c/d"
+        )
     for words in (
         "is named twice", "absolute path, found 'relative.db'", "unknown key 'database'; did you mean databases?",
         "[hosts.eu-2]: env", "[hosts.eu-2]: databases: expected a list", "found 'host'", "found 'no host'",
@@ -142,6 +144,15 @@ async def test_every_fault_is_refused_at_once_before_anything_runs(place: Place)
             await place.run(**options)
         assert words in str(caught.value)
     assert runs_of(path) == []
+
+
+@pytest.mark.parametrize("content", ['{"address": "tcp://scheduler.invalid:8786"}', '{"address": 1}', "[]", "not JSON"])
+async def test_a_scheduler_file_is_held_to_what_its_address_is_held_to(place: Place, content: str) -> None:
+    place.database("here", "a")
+    (place.folder / "scheduler.json").write_text(content)
+    words = "without TLS anybody" if "tcp:" in content else "scheduler: expected tls://HOST:PORT or a scheduler file"
+    with pytest.raises(ConfigurationError, match=words):
+        await place.run(scheduler=str(place.folder / "scheduler.json"))
 
 
 async def test_dask_carries_the_work_to_each_host_and_names_those_that_it_cannot_reach_or_trust(
